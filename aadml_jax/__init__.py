@@ -1,0 +1,65 @@
+"""Anchor-aware deep metric learning: pure functions of N×M matrices for JAX.
+
+Rows are anchors (queries), columns are references (gallery). Similarities, graph, proxies, losses
+and metrics are separate functions that compose by calling them:
+
+    import aadml_jax as aa
+
+    relevance = aa.same_label(labels, labels)                            # bool [N, M]
+    proxies = aa.anchor_aware_proxies(audio, labels, num_neighbors=3)    # [N, D]
+    distances = aa.cosine_distance(proxies, visual)                      # [N, M]
+    loss = aa.triplet_loss(distances, relevance, margin=0.2)             # scalar
+    score = aa.mean_average_precision(aa.cosine_similarity(audio, visual), relevance)
+
+This package imports jax and numpy alone. Models, data and training live in `aadml_jax.models`,
+`aadml_jax.objective`, `aadml_jax.data` and `aadml_jax.training`, to be imported by name.
+"""
+
+from aadml_jax._version import __version__
+from aadml_jax.anchor_aware import anchor_aware_proxies
+from aadml_jax.graphs import CorrelationGraph, correlation_graph
+from aadml_jax.losses import (
+    contrastive_loss,
+    hard_triplet_loss,
+    semihard_triplet_loss,
+    triplet_loss,
+)
+from aadml_jax.metrics import (
+    average_precision,
+    cross_modal_report,
+    mean_average_precision,
+    precision_at,
+    prefix_average_precision,
+    recall_at,
+)
+from aadml_jax.row_blocks import in_row_blocks
+from aadml_jax.similarity import (
+    cosine_distance,
+    cosine_similarity,
+    euclidean_distance,
+    same_label,
+    squared_euclidean_distance,
+)
+
+__all__ = [
+    "CorrelationGraph",
+    "__version__",
+    "anchor_aware_proxies",
+    "average_precision",
+    "contrastive_loss",
+    "correlation_graph",
+    "cosine_distance",
+    "cosine_similarity",
+    "cross_modal_report",
+    "euclidean_distance",
+    "hard_triplet_loss",
+    "in_row_blocks",
+    "mean_average_precision",
+    "precision_at",
+    "prefix_average_precision",
+    "recall_at",
+    "same_label",
+    "semihard_triplet_loss",
+    "squared_euclidean_distance",
+    "triplet_loss",
+]

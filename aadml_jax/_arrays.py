@@ -1,0 +1,105 @@
+"""What every function of the pure core does to its arguments: checks, promotion, masked sums.
+
+Messages print the shapes, because a wrong axis is the usual culprit.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+ReduceFn = Callable[[Array], Array] | None
+
+
+def as_float(array: Any) -> Array:
+    """`array` in its own floating dtype, raised to at least float32."""
+    array = jnp.asarray(array)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def as_same_float(*arrays: Any) -> tuple[Array, ...]:
+    """All `arrays` in one floating dtype that holds each of them, at least float32."""
+    arrays = tuple(jnp.asarray(array) for array in arrays)
+    dtype = jnp.float32
+    for array in arrays:
+        dtype = jnp.promote_types(dtype, array.dtype)
+    return tuple(array.astype(dtype) for array in arrays)
+
+
+def as_embeddings(a: Any, b: Any) -> tuple[Array, Array]:
+    """Checks that `a` [N, D] and `b` [M, D] share D; returns both in one floating dtype."""
+    a, b = as_same_float(a, b)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"two matrices [N, D] and [M, D] with one D are needed; got {a.shape} and {b.shape}"
+        )
+    return a, b
+
+
+def as_mask(mask: Any, shape: tuple[int, ...], name: str) -> Array:
+    """Checks that `mask` is boolean (or integer, non-zero is true) and has `shape`."""
+    mask = jnp.asarray(mask)
+    if mask.dtype != jnp.bool_ and not jnp.issubdtype(mask.dtype, jnp.integer):
+        raise ValueError(f"{name} must be bool; got {mask.dtype} of shape {mask.shape}")
+    if mask.shape != shape:
+        raise ValueError(f"{name} has shape {mask.shape}, but the pairs have shape {shape}")
+    return mask.astype(bool)
+
+
+def as_pairs(values: Any, relevance: Any, where: Any, name: str) -> tuple[Array, Array, Array]:
+    """Checks one row-wise problem and returns (values, positives, negatives).
+
+    Args:
+      values: distances, similarities or scores [N, M].
+      relevance: bool [N, M].
+      where: bool [N, M] or None.
+      name: what `values` are called in messages.
+
+    Returns:
+      `values` in at least float32, and the disjoint masks P (relevant) and Q (not relevant), both
+      within `where`.
+    """
+    values = as_float(values)
+    if values.ndim != 2:
+        raise ValueError(f"{name} must be a matrix [N, M]; got shape {values.shape}")
+    relevance = as_mask(relevance, values.shape, "relevance")
+    if where is None:
+        return values, relevance, ~relevance
+    where = as_mask(where, values.shape, "where")
+    return values, relevance & where, ~relevance & where
+
+
+def as_scalar(value: Any, dtype: Any, name: str) -> Array:
+    """Checks that a margin, temperature or the like is a scalar (possibly traced); casts it."""
+    value = jnp.asarray(value, dtype=dtype)
+    if value.ndim:
+        raise ValueError(f"{name} must be a scalar; got shape {value.shape}")
+    return value
+
+
+def reduce_rows(per_row: Array, reduce_fn: ReduceFn) -> Array:
+    """Applies `reduce_fn` to the values per row [N]; None returns them as they are."""
+    return per_row if reduce_fn is None else reduce_fn(per_row)
+
+
+def divide_or_zero(numerator: Array, count: Array) -> Array:
+    """The quotient; 0 with derivative 0 where the integer `count` is 0."""
+    return jnp.where(count > 0, numerator, 0) / jnp.maximum(count, 1).astype(numerator.dtype)
+
+
+def masked_row_mean(values: Array, mask: Array) -> Array:
+    """Mean over the true entries of each row [N]; 0 for a row without any.
+
+    Entries outside `mask` have no influence, not even as NaN; a NaN inside it shows.
+    """
+    total = jnp.sum(jnp.where(mask, values, 0), axis=1)
+    return divide_or_zero(total, jnp.sum(mask, axis=1, dtype=jnp.int32))
+
+
+def check_count(value: int, name: str) -> int:
+    """Checks that a static count such as k is an int of at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
+        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+    return value.__index__()

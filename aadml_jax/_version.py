@@ -1,0 +1,3 @@
+"""The version of the package, read by the packaging metadata and by every recorded run."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,88 @@
+"""Anchor-aware (AA) proxies: attention of an anchor over its correlation graph.
+
+Step 2 of AADML (Zeng et al., ICMR 2024, arXiv:2404.13789). The paper's text and the caption of its
+figure allow two readings, and both are offered:
+
+- `attention="neighbor"`: the anchor is the query, its neighbours are keys *and values*. This
+  follows the text ("dynamic weighting of the correlations") and is this library's default.
+- `attention="channel"`: to the letter of the caption, the value is the anchor and the proxy is the
+  mean over the pairs; attention then runs over the channels of each pair.
+
+A third reading, a softmax over the neighbours with the anchor as the value, is not offered: its
+weights sum to 1, so it returns the anchor unchanged.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from aadml_jax._arrays import Array, as_float, check_count
+from aadml_jax.graphs import anchor_rows, correlation_graph
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def _attend_neighbors(anchors: Array, neighbors: Array, mask: Array) -> Array:
+    logits = jnp.einsum("rd,rkd->rk", anchors, neighbors, precision=_HIGHEST)
+    logits = logits / math.sqrt(anchors.shape[1])
+    weights = jax.nn.softmax(logits, axis=1, where=mask)
+    return jnp.einsum("rk,rkd->rd", weights, neighbors, precision=_HIGHEST)
+
+
+def _attend_channels(anchors: Array, neighbors: Array, mask: Array) -> Array:
+    logits = anchors[:, None, :, None] * neighbors[:, :, None, :]
+    weights = jax.nn.softmax(logits / math.sqrt(anchors.shape[1]), axis=-1)
+    per_pair = jnp.einsum("rkce,re->rkc", weights, anchors, precision=_HIGHEST)
+    total = jnp.sum(jnp.where(mask[:, :, None], per_pair, 0), axis=1)
+    return total / jnp.sum(mask, axis=1, keepdims=True).astype(total.dtype)
+
+
+_ATTENTIONS = {"neighbor": _attend_neighbors, "channel": _attend_channels}
+
+
+def anchor_aware_proxies(
+    embeddings: Array,
+    labels: Array,
+    *,
+    num_neighbors: int = 3,
+    attention: str = "neighbor",
+    same_class: bool = True,
+    rows: Array | None = None,
+) -> Array:
+    """Proxies that take the anchors' place in any loss of this library.
+
+    With P the embeddings, N(i) the valid places of anchor i in `correlation_graph`, D the
+    embedding's size (in label space the number of classes C):
+
+    - `"neighbor"`: AA_i = Σ_{j∈N(i)} w_j P_j, w = softmax over N(i) of P_i · P_j / √D;
+    - `"channel"`: AA_i = mean over j∈N(i) of A_ij P_i, where A_ij [D, D] is the softmax over e of
+      P_i[c] P_j[e] / √D. It needs O(R k D²) memory.
+
+    Gradients pass through the embeddings, not through the choice of neighbours.
+
+    Args:
+      embeddings: one modality of the whole batch [N, D].
+      labels: class numbers [N] or multi-hot [N, C]; unused with `same_class=False`.
+      num_neighbors: k ≥ 1 with the anchor counted. With k = 1, `"neighbor"` returns the
+        embeddings unchanged: the method without AA.
+      attention: `"neighbor"` or `"channel"`, see the module's docstring.
+      same_class: whether only samples that share a class with the anchor can be neighbours.
+      rows: int [R], the anchors wanted; default all N.
+
+    Returns:
+      [R, D], in the embeddings' dtype raised to at least float32.
+
+    Raises:
+      ValueError: for k < 1, an unknown attention or shapes that do not fit.
+    """
+    if attention not in _ATTENTIONS:
+        raise ValueError(f"attention must be one of {sorted(_ATTENTIONS)}; got {attention!r}")
+    embeddings = as_float(embeddings)
+    graph = correlation_graph(
+        embeddings, labels, num_neighbors=num_neighbors, same_class=same_class, rows=rows
+    )
+    anchors = embeddings[anchor_rows(rows, embeddings.shape[0])]
+    if attention == "neighbor" and check_count(num_neighbors, "num_neighbors") == 1:
+        return anchors
+    return _ATTENTIONS[attention](anchors, embeddings[graph.indices], graph.mask)

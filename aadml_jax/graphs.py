@@ -1,0 +1,99 @@
+"""The correlation graph of AADML: each anchor's most correlated samples.
+
+Vertices are the samples of one modality in a batch, edges their cosine similarity in label space
+(Zeng et al., "Anchor-aware Deep Metric Learning for Audio-visual Retrieval", ICMR 2024,
+arXiv:2404.13789, step 1). The paper's equations are not public; that only samples of the anchor's
+own class may be neighbours is this library's reading of its "semantically similar", with
+`same_class=False` for the other one.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from aadml_jax._arrays import Array, as_float, check_count
+from aadml_jax.similarity import cosine_similarity, same_label
+
+
+class CorrelationGraph(NamedTuple):
+    """Neighbour lists of R anchors, k places each; place 0 is the anchor itself.
+
+    Attributes:
+      indices: int32 [R, k], the neighbour's row in `embeddings`; the anchor's own where masked.
+      weights: [R, k], cosine similarity to the anchor, falling from place 1 on; 0 where masked.
+      mask: bool [R, k], False at places that no sample could fill.
+    """
+
+    indices: Array
+    weights: Array
+    mask: Array
+
+
+def anchor_rows(rows: Array | None, num_samples: int) -> Array:
+    """The anchors' row numbers as int32 [R]; all of them for None."""
+    if rows is None:
+        return jnp.arange(num_samples, dtype=jnp.int32)
+    rows = jnp.asarray(rows)
+    if rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
+        raise ValueError(f"rows must be integers [R]; got {rows.dtype} of shape {rows.shape}")
+    return rows.astype(jnp.int32)
+
+
+def correlation_graph(
+    embeddings: Array,
+    labels: Array,
+    *,
+    num_neighbors: int,
+    same_class: bool = True,
+    rows: Array | None = None,
+) -> CorrelationGraph:
+    """Each anchor's `num_neighbors` most correlated samples, itself included and always first.
+
+    The order is by falling cosine similarity, equal ones by index. The *choice* of neighbours
+    carries no gradient; the weights do.
+
+    Args:
+      embeddings: one modality of the whole batch [N, D].
+      labels: class numbers [N] or multi-hot [N, C]; unused with `same_class=False`.
+      num_neighbors: k ≥ 1, static. Figure 4 of the paper runs 1 to 7.
+      same_class: whether only samples that share a class with the anchor can be neighbours.
+      rows: int [R], the anchors to build lists for (a device's share of the batch, say); default
+        all N.
+
+    Returns:
+      A `CorrelationGraph` of [R, k] arrays. Where the class has fewer than k members, or k > N,
+      the remaining places are masked: index of the anchor, weight 0.
+
+    Raises:
+      ValueError: for k < 1 or shapes that do not fit.
+    """
+    k = check_count(num_neighbors, "num_neighbors")
+    embeddings = as_float(embeddings)
+    labels = jnp.asarray(labels)
+    if embeddings.ndim != 2 or labels.shape[:1] != embeddings.shape[:1]:
+        raise ValueError(
+            "embeddings [N, D] and labels [N] or [N, C] are needed; "
+            f"got {embeddings.shape} and {labels.shape}"
+        )
+    num_samples = embeddings.shape[0]
+    rows = anchor_rows(rows, num_samples)
+    similarity = cosine_similarity(embeddings[rows], embeddings)
+
+    # Adding 0 would not do: compilers drop it, and top_k orders -0.0 below 0.0.
+    candidates = jnp.where(similarity == 0, 0, jax.lax.stop_gradient(similarity))
+    if same_class:
+        candidates = jnp.where(same_label(labels[rows], labels), candidates, -jnp.inf)
+    is_anchor = rows[:, None] == jnp.arange(num_samples, dtype=jnp.int32)[None, :]
+    candidates = jnp.where(is_anchor, -jnp.inf, candidates)
+
+    num_others = min(k - 1, num_samples)
+    order, others = jax.lax.top_k(candidates, num_others)
+    found = order != -jnp.inf  # true for NaN: a broken neighbour must show
+    padding = ((0, 0), (0, k - 1 - num_others))
+    mask = jnp.pad(found, padding)
+    others = jnp.where(mask, jnp.pad(others.astype(jnp.int32), padding), rows[:, None])
+    indices = jnp.concatenate([rows[:, None], others], axis=1)
+    mask = jnp.concatenate([jnp.ones_like(rows, dtype=bool)[:, None], mask], axis=1)
+    weights = jnp.where(mask, jnp.take_along_axis(similarity, indices, axis=1), 0)
+    return CorrelationGraph(indices, weights, mask)

@@ -1,0 +1,116 @@
+"""The triplet loss over all valid triplets of the batch, without ever building them."""
+
+import jax
+import jax.numpy as jnp
+
+from aadml_jax._arrays import (
+    Array,
+    ReduceFn,
+    as_pairs,
+    as_scalar,
+    divide_or_zero,
+    masked_row_mean,
+    reduce_rows,
+)
+from aadml_jax._ordering import count_below, order_keys, sorted_keys
+
+
+def _violation_weights(
+    distances: Array, margin: Array, positives: Array, negatives: Array
+) -> Array:
+    """The derivative of each row's mean hinge by its distances [N, M].
+
+    A positive p weighs (number of its violating negatives: d_q < d_p + margin) / (|P| |Q|), a
+    negative q minus (number of its violating positives) / (|P| |Q|).
+    """
+    positive_keys = order_keys(distances + margin)
+    negative_keys = order_keys(distances)
+    num_positives = jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.int32)
+    num_negatives = jnp.sum(negatives, axis=1, keepdims=True, dtype=jnp.int32)
+
+    per_positive = count_below(sorted_keys(negative_keys, negatives), positive_keys)
+    per_negative = num_positives - count_below(
+        sorted_keys(positive_keys, positives), negative_keys, or_equal=True
+    )
+    counts = jnp.where(positives, per_positive, jnp.where(negatives, -per_negative, 0))
+    # Divided one after the other: the number of triplets of a row can exceed an int32.
+    return divide_or_zero(
+        divide_or_zero(counts.astype(distances.dtype), num_positives), num_negatives
+    )
+
+
+def _weighted_hinges(
+    weights: Array, distances: Array, margin: Array, positives: Array, negatives: Array
+) -> Array:
+    # The weights of a row sum to 0, so its mean may be taken out; what remains is small, and so is
+    # its rounding error.
+    valid = positives | negatives
+    centered = distances - masked_row_mean(distances, valid)[:, None]
+    hinges = weights * jnp.where(valid, centered, 0) + jnp.where(positives, weights * margin, 0)
+    return jnp.sum(hinges, axis=1)
+
+
+@jax.custom_jvp
+def _mean_hinge(distances: Array, margin: Array, positives: Array, negatives: Array) -> Array:
+    weights = _violation_weights(distances, margin, positives, negatives)
+    return _weighted_hinges(weights, distances, margin, positives, negatives)
+
+
+@_mean_hinge.defjvp
+def _mean_hinge_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    distances, margin, positives, negatives = primals
+    distances_dot, margin_dot, _, _ = tangents
+    weights = _violation_weights(distances, margin, positives, negatives)
+    value = _weighted_hinges(weights, distances, margin, positives, negatives)
+    by_margin = jnp.sum(jnp.where(positives, weights, 0), axis=1)
+    return value, jnp.sum(weights * distances_dot, axis=1) + by_margin * margin_dot
+
+
+def triplet_loss(
+    distances: Array,
+    relevance: Array,
+    *,
+    margin: float | Array = 1.0,
+    where: Array | None = None,
+    reduce_fn: ReduceFn = jnp.mean,
+) -> Array:
+    """Mean hinge over *all* triplets (anchor, positive, negative) of each anchor.
+
+    L_i = 1 / (|P(i)| |Q(i)|) Σ_{p∈P(i)} Σ_{q∈Q(i)} max(0, d_ip − d_iq + margin).
+
+    The hinge is that of Weinberger, Saul, "Distance Metric Learning for Large Margin Nearest
+    Neighbor Classification", JMLR 2009, equation 12, and of Schroff et al., "FaceNet", CVPR 2015,
+    arXiv:1503.03832, equation 3. Departure: those sum over triplets, here every anchor counts the
+    same, and triplets without violation stay in the mean.
+
+    The value and the derivative are exact and need no triplets: each row's positives (d + margin)
+    and negatives (d) are ordered once, and the number of violations per entry is both its weight
+    in the sum and its derivative. O(N M log M) time, O(N M) memory.
+
+    Args:
+      distances: [N, M], finite.
+      relevance: bool [N, M].
+      margin: scalar, by how much every negative shall be farther than every positive; may be
+        traced and differentiated. The default 1 suits the cosine distance in label space: it never
+        saturates before all classes are orthogonal.
+      where: bool [N, M], the pairs that count; default all.
+      reduce_fn: applied to the values per anchor; None returns them [N].
+
+    Returns:
+      The mean over all anchors (or what `reduce_fn` makes of the values). An anchor without
+      positives or without negatives gets 0.
+
+    Raises:
+      ValueError: for shapes that do not fit, or a margin that is no scalar.
+
+    >>> import jax.numpy as jnp
+    >>> distances = jnp.array([[0.5, 0.75, 2.0]])
+    >>> relevance = jnp.array([[True, False, False]])
+    >>> print(triplet_loss(distances, relevance, margin=0.5))  # (0.25 + 0) / 2
+    0.125
+    """
+    distances, positives, negatives = as_pairs(distances, relevance, where, "distances")
+    # Masked entries are cleared so that not even a NaN of theirs reaches value or derivative.
+    distances = jnp.where(positives | negatives, distances, 0)
+    margin = as_scalar(margin, distances.dtype, "margin")
+    return reduce_rows(_mean_hinge(distances, margin, positives, negatives), reduce_fn)

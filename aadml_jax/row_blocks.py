@@ -1,0 +1,66 @@
+"""Row-wise functions over blocks of anchors, so that memory grows with the block and not with N."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from aadml_jax._arrays import Array, check_count
+
+
+def in_row_blocks(fn: Callable[[Any, Array], Any], anchors: Any, *, block_size: int) -> Any:
+    """Computes `fn` block by block along the anchors, with the exact value and gradient.
+
+    Every loss and metric here treats its rows apart, so a block of rows can be computed alone:
+
+        per_anchor = in_row_blocks(
+            lambda block, rows: triplet_loss(
+                cosine_distance(block, references),
+                same_label(labels[rows], labels),
+                reduce_fn=None),
+            anchors, block_size=1024)
+        loss = per_anchor.mean()
+
+    One block is in memory at a time, O(block × M) instead of O(N × M); in reverse mode each block
+    is computed again instead of being stored.
+
+    Args:
+      fn: `fn(anchor_block, row_indices)`, with the rows `anchors[row_indices]` and their numbers
+        int32 [block]; returns [block], or any pytree of arrays that begin with that axis. It may
+        close over other arrays, which are differentiated as well.
+      anchors: [N, ...], or a pytree of such arrays.
+      block_size: rows per block ≥ 1, static. The last block is filled up by repeating the last
+        row, and what `fn` returns for the filling is dropped.
+
+    Returns:
+      What `fn` returns, with N in place of block.
+
+    Raises:
+      ValueError: for block_size < 1, or anchors without a common leading axis.
+    """
+    block_size = check_count(block_size, "block_size")
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(anchors)]
+    if not shapes or any(not shape or shape[0] != shapes[0][0] for shape in shapes):
+        raise ValueError(f"anchors must share a leading axis; got shapes {shapes}")
+    num_rows = shapes[0][0]
+    block_size = max(1, min(block_size, num_rows))
+    num_blocks = -(-num_rows // block_size)
+
+    filling = num_blocks * block_size - num_rows
+
+    def in_blocks(leaf: Any) -> Array:
+        # Repeating the last row keeps the filling free of the NaNs that zeros may cause.
+        leaf = jnp.asarray(leaf)
+        if filling:
+            leaf = jnp.pad(leaf, [(0, filling)] + [(0, 0)] * (leaf.ndim - 1), mode="edge")
+        return leaf.reshape(num_blocks, block_size, *leaf.shape[1:])
+
+    rows = jnp.arange(num_rows, dtype=jnp.int32)
+    blocks = jax.lax.map(
+        lambda block: jax.checkpoint(fn)(*block),
+        (jax.tree.map(in_blocks, anchors), in_blocks(rows)),
+    )
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(num_blocks * block_size, *leaf.shape[2:])[:num_rows], blocks
+    )
