@@ -1,0 +1,166 @@
+"""The data sets that can be asked for by name, and how to obtain those that are not generated."""
+
+import dataclasses
+import difflib
+import os
+import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from aadml_jax.data.feature_files import load_feature_file
+from aadml_jax.data.paired_features import RetrievalDataset
+from aadml_jax.data.synthetic import SYNTHETIC, SYNTHETIC_VEGAS, SyntheticSpec, make_synthetic
+from aadml_jax.errors import UserError
+
+_OBTAIN_GENERATED = "Nothing to fetch: the rows are drawn when asked for."
+_OBTAIN_PUBLISHED = (
+    "The authors keep the file on Google Drive: follow the link in the README of the GitHub "
+    "repository ZenzenDatabase/CMR and download it by hand into a folder of your choice."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """What is known about a data set before it is loaded.
+
+    Attributes:
+      description: One sentence for listings.
+      num_classes: C, or None where the file decides.
+      file_names: File names to look for in the data folder; the first that exists is read. Empty
+        for a data set that isn't looked up in a folder.
+      default_epochs: Passes over the training rows unless the user says otherwise.
+      obtain: How to get the data, in full sentences.
+      class_names: Names in label order, empty where unknown.
+      synthetic: The generator's settings, None for data from files.
+    """
+
+    description: str
+    num_classes: int | None
+    file_names: tuple[str, ...]
+    default_epochs: int
+    obtain: str
+    class_names: tuple[str, ...] = ()
+    synthetic: SyntheticSpec | None = None
+
+
+DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
+    {
+        "synthetic": DatasetSpec(
+            description=f"Generated pairs, {SYNTHETIC.train_size} for training, with a known "
+            "best ranking.",
+            num_classes=SYNTHETIC.num_classes,
+            file_names=(),
+            default_epochs=60,
+            obtain=_OBTAIN_GENERATED,
+            synthetic=SYNTHETIC,
+        ),
+        "synthetic_vegas": DatasetSpec(
+            description="Generated pairs in the numbers of VEGAS, with a known best ranking.",
+            num_classes=SYNTHETIC_VEGAS.num_classes,
+            file_names=(),
+            default_epochs=60,
+            obtain=_OBTAIN_GENERATED,
+            synthetic=SYNTHETIC_VEGAS,
+        ),
+        "vegas": DatasetSpec(
+            description="VEGAS: 28,103 clips of 10 classes, published features.",
+            num_classes=10,
+            file_names=("vegas_feature.h5", "vegas_feature_norm.h5"),
+            default_epochs=400,
+            obtain=_OBTAIN_PUBLISHED,
+        ),
+        "ave": DatasetSpec(
+            description="AVE: 1,955 clips of 15 classes, published features.",
+            num_classes=15,
+            file_names=("ave_feature_norm.h5", "AVE_feature_updated_squence.h5"),
+            default_epochs=400,
+            obtain=_OBTAIN_PUBLISHED,
+            class_names=(
+                "Clock",
+                "Motorcycle",
+                "Train horn",
+                "Bark",
+                "Cat",
+                "Bus",
+                "Rodents/rats",
+                "Toilet flush",
+                "Acoustic guitar",
+                "Frying (food)",
+                "Chainsaw",
+                "Horse",
+                "Helicopter",
+                "Infant cry",
+                "Truck",
+            ),
+        ),
+        "features": DatasetSpec(
+            description="Any HDF5 feature file in one of the two published layouts.",
+            num_classes=None,
+            file_names=(),
+            default_epochs=400,
+            obtain="Extract audio and visual features of your own clips into one HDF5 file.",
+        ),
+    }
+)
+"""All data sets by name."""
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    features_file: str | os.PathLike[str] | None = None,
+) -> RetrievalDataset:
+    """Loads a data set by name.
+
+    Args:
+      name: A key of `DATASETS`.
+      data_dir: Folder with the published files, for "vegas" and "ave" only; `~` is expanded.
+      features_file: Feature file, for "features" only; `~` is expanded.
+
+    Returns:
+      The data set; its `source` tells which file was read.
+
+    Raises:
+      UserError: The name is unknown, a path is missing or not used by this data set, or the file
+        is not as it should be (see `load_feature_file`).
+    """
+    if name not in DATASETS:
+        close = difflib.get_close_matches(name.lower(), DATASETS, n=1)
+        hint = f", did you mean {close[0]}?" if close else ";"
+        raise UserError(f"unknown data set {name!r}{hint} choose one of {', '.join(DATASETS)}")
+    spec = DATASETS[name]
+    reads_folder, reads_file = bool(spec.file_names), name == "features"
+    for flag, value, is_used in (
+        ("data_dir", data_dir, reads_folder),
+        ("features_file", features_file, reads_file),
+    ):
+        if value is not None and not is_used:
+            raise UserError(f"data set {name} does not use --{flag}={value}; leave the flag out")
+    if spec.synthetic is not None:
+        return make_synthetic(spec.synthetic, name=name)
+    if reads_file:
+        if features_file is None:
+            raise UserError(f"data set {name} needs a file; set --features_file=FILE.h5")
+        return load_feature_file(features_file)
+    path = _find_published_file(name, spec, data_dir)
+    return load_feature_file(path, num_classes=spec.num_classes, name=name)
+
+
+def _find_published_file(
+    name: str, spec: DatasetSpec, data_dir: str | os.PathLike[str] | None
+) -> pathlib.Path:
+    """First of a data set's files that exists in the folder."""
+    remedy = f"needs {' or '.join(spec.file_names)}. {spec.obtain} Then set --data_dir=FOLDER"
+    if data_dir is None:
+        raise UserError(f"data set {name} {remedy}")
+    folder = pathlib.Path(os.path.expanduser(data_dir)).absolute()
+    if not folder.is_dir():
+        reason = "is not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"--data_dir {folder} {reason}; data set {name} {remedy}")
+    for file_name in spec.file_names:
+        # A folder or a dangling link of that name is reported when it is opened.
+        if os.path.lexists(folder / file_name):
+            return folder / file_name
+    there = ", ".join(sorted(path.name for path in folder.glob("*.h5"))) or "none"
+    raise UserError(f"{folder} (.h5 files there: {there}): data set {name} {remedy}")

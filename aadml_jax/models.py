@@ -1,0 +1,131 @@
+"""The towers that project features into label space.
+
+In label space the last layer has one unit per class, and its output P [B, C] is at once a class
+prediction and the embedding used for retrieval. The paper (Zeng et al., ICMR 2024,
+arXiv:2404.13789) does not publish its architecture; three hidden layers of 1,024 tanh units with
+dropout 0.1 follow the sibling papers of the same group.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from aadml_jax._arrays import Array
+
+_DROPOUT_LEVELS = 2**16
+
+
+class RowDropout(nn.Module):
+    """Dropout whose mask depends on the key and the sample's row number alone.
+
+    `flax.linen.Dropout` draws one mask for the array at hand, so that a batch split over devices
+    gets other masks than the whole batch. Here each row draws from its own key, folded from the
+    row's number in the global batch; how the rows are laid out does not matter.
+
+    Each unit takes 16 random bits, which halves the cost of the generator. The rate is thereby
+    rounded to a multiple of 2⁻¹⁶, and the survivors are scaled by the rounded rate, so that the
+    expected output is exactly the input.
+
+    Attributes:
+      rate: probability of dropping a unit, in [0, 1).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, inputs: Array, rows: Array, *, train: bool) -> Array:
+        """Drops units of `inputs` [B, H] for the global `rows` int32 [B]; identity if not train."""
+        threshold = round(self.rate * _DROPOUT_LEVELS)
+        if not train or threshold == 0:
+            return inputs
+        width = inputs.shape[1]
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.make_rng("dropout"), rows)
+        words = jax.vmap(lambda key: jax.random.bits(key, ((width + 1) // 2,), jnp.uint32))(keys)
+        levels = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(rows), -1)[:, :width]
+        scale = _DROPOUT_LEVELS / (_DROPOUT_LEVELS - threshold)
+        return jnp.where(levels >= threshold, inputs * jnp.asarray(scale, inputs.dtype), 0)
+
+
+class LabelSpaceTower(nn.Module):
+    """A multilayer perceptron from one modality's features to label space.
+
+    Attributes:
+      num_classes: C, the number of output units.
+      hidden_sizes: units of each tanh layer.
+      dropout_rate: after each hidden layer.
+      dtype: of the layers' products; parameters are float32, the output is float32 at least.
+      precision: of the matrix products. The default keeps float32 products in float32 where a TPU
+        or GPU would round the factors.
+    """
+
+    num_classes: int
+    hidden_sizes: Sequence[int] = (1024, 1024, 1024)
+    dropout_rate: float = 0.1
+    dtype: Any = jnp.float32
+    precision: Any = jax.lax.Precision.HIGHEST
+
+    @nn.compact
+    def __call__(self, features: Array, *, train: bool = False, rows: Array | None = None) -> Array:
+        """Projects `features` [B, D] to P [B, C].
+
+        Args:
+          features: [B, D].
+          train: whether dropout is on; it then needs the random stream "dropout".
+          rows: int32 [B], the samples' numbers in the global batch, default 0 … B − 1.
+
+        Returns:
+          [B, C] without any activation.
+        """
+        if rows is None:
+            rows = jnp.arange(features.shape[0], dtype=jnp.int32)
+        hidden = features
+        for layer, size in enumerate(self.hidden_sizes):
+            hidden = nn.Dense(
+                size, dtype=self.dtype, precision=self.precision, name=f"hidden_{layer}"
+            )(hidden)
+            hidden = RowDropout(self.dropout_rate, name=f"dropout_{layer}")(
+                jnp.tanh(hidden), rows, train=train
+            )
+        outputs = nn.Dense(
+            self.num_classes, dtype=self.dtype, precision=self.precision, name="label_space"
+        )(hidden)
+        return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+
+
+class TwoTowers(nn.Module):
+    """An audio and a visual `LabelSpaceTower` that share nothing.
+
+    Attributes:
+      num_classes: C.
+      hidden_sizes: of either tower.
+      dropout_rate: of either tower.
+      dtype: of the layers' products.
+    """
+
+    num_classes: int
+    hidden_sizes: Sequence[int] = (1024, 1024, 1024)
+    dropout_rate: float = 0.1
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Names the towers `audio` and `visual` in the parameter tree."""
+        options = {
+            "num_classes": self.num_classes,
+            "hidden_sizes": tuple(self.hidden_sizes),
+            "dropout_rate": self.dropout_rate,
+            "dtype": self.dtype,
+        }
+        self.audio = LabelSpaceTower(**options)
+        self.visual = LabelSpaceTower(**options)
+
+    def __call__(
+        self, audio: Array, visual: Array, *, train: bool = False, rows: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Projects `audio` [B, Da] and `visual` [B, Dv] to label space, each [B, C]."""
+        return (
+            self.audio(audio, train=train, rows=rows),
+            self.visual(visual, train=train, rows=rows),
+        )

@@ -1,0 +1,1 @@
+"""Training of the two towers: configuration, state, step, loop, checkpoints, evaluation."""

@@ -1,0 +1,173 @@
+"""Checkpoints of a run: host arrays, written in the background, complete or not there at all.
+
+A checkpoint holds NumPy arrays, the form that restores unchanged on another number of devices or
+another backend. Orbax writes it under a temporary name and renames it when it is complete, so that
+a run killed at any moment leaves whole checkpoints only. The newest two and the best are kept: the
+second newest is what a run falls back to if the newest was damaged on disk.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers
+
+from aadml_jax.errors import UserError
+from aadml_jax.training.state import TrainState
+
+FOLDER = "checkpoints"
+_NOT_EVALUATED = -1.0
+_KEPT_LATEST = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a run has to remember beside its arrays.
+
+    Attributes:
+      epoch: whole epochs done.
+      seconds: wall time spent training and evaluating so far, over all resumptions.
+      mean_map: mean MAP of both directions on the test rows at this step; None if not evaluated.
+    """
+
+    epoch: int
+    seconds: float
+    mean_map: float | None
+
+
+class Checkpoints:
+    """The checkpoints in one run folder; a context manager that waits for pending writes."""
+
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+        """Opens the folder.
+
+        Args:
+          workdir: the run's folder.
+          read_only: for evaluation; nothing is created or cleaned up.
+        """
+        self._read_only = read_only
+        self._folder = workdir.absolute() / FOLDER
+        keep = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(_KEPT_LATEST),
+                checkpoint_managers.BestN(get_metric_fn=_mean_map, n=1),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep,
+                best_fn=_mean_map,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=not read_only,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Writes `state` in the background; once per step."""
+        # A copy, not a view: the training loop reuses the device memory behind it.
+        host = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(state._asdict()))
+        step = int(host["step"])
+        if step in self._manager.all_steps():
+            return
+        metric = _NOT_EVALUATED if progress.mean_map is None else progress.mean_map
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(host),
+                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+            ),
+            metrics={"mean_map": metric},
+            force=True,
+        )
+
+    def wait(self) -> None:
+        """Waits until everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and mean MAP of the best evaluated checkpoint; None if none was evaluated."""
+        self.wait()
+        step = self._manager.best_step()
+        if step is None or _mean_map(self._manager.metrics(step)) == _NOT_EVALUATED:
+            return None
+        return step, _mean_map(self._manager.metrics(step))
+
+    def restore_latest(self, template: TrainState) -> tuple[TrainState, Progress] | None:
+        """The newest checkpoint that can be read; None if there is none at all.
+
+        A damaged one is reported on the log, and the one before it is tried. Unless opened
+        read-only, the damaged one is then removed: the run will come to its step again.
+
+        Args:
+          template: a state of the right structure, shapes and dtypes.
+
+        Raises:
+          UserError: if checkpoints exist but none can be read, or they are of another shape.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
+        for step in steps:
+            try:
+                restored = self.restore(step, template)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a damaged file makes the reader raise
+                reason = " ".join(str(error).split())[:200]
+                logging.warning("checkpoint %s/%d is damaged: %s", self._folder, step, reason)
+                damaged.append(step)
+                continue
+            for bad_step in () if self._read_only else damaged:
+                self._manager.delete(bad_step)
+            return restored
+        if steps:
+            raise UserError(
+                f"{self._folder}: none of the checkpoints {sorted(steps)} can be read; restore "
+                "them from a copy, or start again with another --workdir"
+            )
+        return None
+
+    def restore(self, step: int, template: TrainState) -> tuple[TrainState, Progress]:
+        """The checkpoint of one step.
+
+        Args:
+          step: of the checkpoint.
+          template: a state of the right structure, shapes and dtypes.
+
+        Raises:
+          UserError: if a stored array has another shape or dtype than in the template.
+        """
+        expected = jax.tree.map(
+            lambda leaf: np.empty(leaf.shape, leaf.dtype),
+            jax.eval_shape(lambda: template._asdict()),
+        )
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(expected), progress=ocp.args.JsonRestore()
+            ),
+        )
+        for (path, leaf), wanted in zip(
+            jax.tree.leaves_with_path(restored.state), jax.tree.leaves(expected), strict=True
+        ):
+            if (leaf.shape, leaf.dtype) != (wanted.shape, wanted.dtype):
+                raise UserError(
+                    f"{self._folder}/{step}: {jax.tree_util.keystr(path)} is {leaf.dtype} "
+                    f"{leaf.shape}, but the configuration needs {wanted.dtype} {wanted.shape}; "
+                    "it is a checkpoint of another configuration, use another --workdir"
+                )
+        return type(template)(**restored.state), Progress(**restored.progress)
+
+
+def _mean_map(metrics: dict[str, float]) -> float:
+    return metrics["mean_map"]

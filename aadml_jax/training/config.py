@@ -1,0 +1,215 @@
+"""The configuration of a training run: one frozen dataclass with every name, default and help.
+
+The flags of `experiments.train` and the `config.json` of a run folder are both made from it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Set
+from typing import Any
+
+from aadml_jax.data import DATASETS, RetrievalDataset
+from aadml_jax.errors import UserError
+from aadml_jax.objective import DISTANCES, LABEL_LOSSES, METRIC_LOSSES, ObjectiveOptions
+
+DEFAULT_BATCH_SIZE = 400
+SMOKE_TRAIN_ROWS = 300
+SMOKE_TEST_ROWS = 100
+_SMOKE_PRESET = {
+    "epochs": 3,
+    "eval_every": 1,
+    "batch_size": 50,
+    "hidden_sizes": (64, 64, 64),
+}
+
+
+def _setting(default: Any, help_text: str, **metadata: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help_text, **metadata})
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run; None stands for a default that `resolve` fills in.
+
+    Fields whose metadata has `resumable=True` may change when a run is resumed, since they do not
+    change what an epoch computes. `choices` lists the values of a name.
+    """
+
+    dataset: str = _setting("synthetic", "data set to train on", choices=tuple(DATASETS))
+    data_dir: str | None = _setting(
+        None, "folder with the feature file of vegas or ave", resumable=True
+    )
+    features_file: str | None = _setting(
+        None, "HDF5 feature file for --dataset=features", resumable=True
+    )
+    workdir: str | None = _setting(
+        None,
+        "folder of the run; default runs/<dataset>, runs/<dataset>-smoke with --smoke",
+        resumable=True,
+    )
+    smoke: bool = _setting(
+        False,
+        f"shrink the run to seconds: {SMOKE_TRAIN_ROWS} training rows, narrow towers, 3 epochs, "
+        "unless these are set by flags of their own",
+    )
+    epochs: int | None = _setting(
+        None, "passes over the training rows; default 400, 60 for synthetic data", resumable=True
+    )
+    batch_size: int | None = _setting(
+        None, f"rows per step; default {DEFAULT_BATCH_SIZE}, or all training rows if fewer"
+    )
+    seed: int = _setting(0, "seed of initialisation, shuffling and dropout")
+    loss: str = _setting("triplet", "metric loss", choices=tuple(METRIC_LOSSES))
+    margin: float = _setting(1.0, "margin of the metric loss, in units of the distance")
+    anchor_aware: bool = _setting(True, "put anchor-aware proxies in the anchors' place")
+    num_neighbors: int = _setting(
+        3, "k of the correlation graph, the anchor itself counted; 1 is the method without AA"
+    )
+    attention: str = _setting(
+        "neighbor", "reading of the anchor-aware attention", choices=("neighbor", "channel")
+    )
+    same_class: bool = _setting(True, "only samples of the anchor's class can be neighbours")
+    distance: str = _setting(
+        "cosine", "distance that the metric loss sees", choices=tuple(DISTANCES)
+    )
+    intra_modal: bool = _setting(
+        False, "add the audio-to-audio and visual-to-visual directions to the metric loss"
+    )
+    label_loss: str = _setting(
+        "squared", "loss that ties the outputs to the labels", choices=tuple(LABEL_LOSSES)
+    )
+    label_weight: float = _setting(1.0, "factor of the label loss")
+    metric_weight: float = _setting(1.0, "factor of the metric loss")
+    standardize: bool = _setting(
+        True, "standardise each feature by its mean and deviation over the training rows"
+    )
+    hidden_sizes: tuple[int, ...] = _setting((1024, 1024, 1024), "tanh units of each hidden layer")
+    dropout: float = _setting(0.1, "dropout rate after each hidden layer")
+    learning_rate: float = _setting(1e-4, "learning rate of Adam")
+    eval_every: int = _setting(
+        10, "epochs between evaluations (and checkpoints) on the test rows", resumable=True
+    )
+    checkpoint_every: int | None = _setting(
+        None, "epochs between further checkpoints; default only at evaluations", resumable=True
+    )
+    tensorboard: bool | None = _setting(
+        None,
+        "write TensorBoard events; default if the extra 'tensorboard' is installed",
+        resumable=True,
+    )
+    deterministic: bool = _setting(
+        False, "identical bytes for a seed on a GPU too, at some cost; a CPU gives them always"
+    )
+    compilation_cache: str = _setting(
+        "auto",
+        "folder of compiled programs kept between runs; 'auto' is a user cache folder, 'off' none",
+        resumable=True,
+    )
+
+    def objective_options(self) -> ObjectiveOptions:
+        """The part that `aadml_objective` needs."""
+        names = [field.name for field in dataclasses.fields(ObjectiveOptions)]
+        return ObjectiveOptions(**{name: getattr(self, name) for name in names})
+
+
+def resumable_fields() -> frozenset[str]:
+    """Names of the fields that may change when a run is resumed."""
+    fields = dataclasses.fields(TrainConfig)
+    return frozenset(field.name for field in fields if field.metadata.get("resumable"))
+
+
+def config_from_json(values: dict[str, Any]) -> TrainConfig:
+    """The configuration stored by `dataclasses.asdict` as JSON.
+
+    Args:
+      values: field names and values; lists stand for tuples.
+
+    Raises:
+      UserError: if the names are not those of this version's `TrainConfig`.
+    """
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    if set(values) != known:
+        odd = ", ".join(sorted(set(values) ^ known))
+        raise UserError(
+            f"the stored configuration is of another version of aadml_jax (fields {odd}); "
+            "use that version, or another --workdir"
+        )
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return TrainConfig(**values)
+
+
+def default_workdir(config: TrainConfig) -> str:
+    """Where a run goes that names no folder."""
+    return f"runs/{config.dataset}{'-smoke' if config.smoke else ''}"
+
+
+def check(config: TrainConfig) -> None:
+    """Checks every value that can be checked without the data.
+
+    Raises:
+      UserError: naming the flag, its value and what it must be.
+    """
+    for field in dataclasses.fields(config):
+        choices, value = field.metadata.get("choices"), getattr(config, field.name)
+        if choices and value not in choices:
+            raise UserError(f"--{field.name}={value} must be one of {', '.join(choices)}")
+
+    def require(name: str, is_right: bool, what: str) -> None:
+        if not is_right:
+            raise UserError(f"--{name}={getattr(config, name)} must be {what}")
+
+    for name in ("epochs", "batch_size", "num_neighbors", "eval_every", "checkpoint_every"):
+        value = getattr(config, name)
+        require(name, value is None or value >= 1, "at least 1")
+    for name in ("margin", "label_weight", "metric_weight", "learning_rate"):
+        require(name, math.isfinite(getattr(config, name)), "finite")
+    for name in ("label_weight", "metric_weight"):
+        require(name, getattr(config, name) >= 0, "at least 0")
+    require("learning_rate", config.learning_rate > 0, "above 0")
+    require("dropout", 0 <= config.dropout < 1, "at least 0 and below 1")
+    require("seed", 0 <= config.seed < 2**32, "from 0 to 2³² − 1")
+    require("hidden_sizes", all(size >= 1 for size in config.hidden_sizes), "positive numbers")
+    if config.label_weight == config.metric_weight == 0:
+        raise UserError("--label_weight=0 and --metric_weight=0 leave nothing to train")
+
+
+def apply_smoke_preset(config: TrainConfig, explicit: Set[str]) -> TrainConfig:
+    """With `smoke`, small values for the fields that are not set explicitly."""
+    if not config.smoke:
+        return config
+    preset = {name: value for name, value in _SMOKE_PRESET.items() if name not in explicit}
+    return dataclasses.replace(config, **preset)
+
+
+def apply_smoke_subset(config: TrainConfig, dataset: RetrievalDataset) -> RetrievalDataset:
+    """With `smoke`, the first rows of each class; else the data set as it is."""
+    if not config.smoke:
+        return dataset
+    return dataset.class_balanced_subset(SMOKE_TRAIN_ROWS, SMOKE_TEST_ROWS)
+
+
+def resolve(config: TrainConfig, num_train: int) -> TrainConfig:
+    """Fills in the defaults that depend on the data set.
+
+    Args:
+      config: a checked configuration.
+      num_train: training rows at hand.
+
+    Returns:
+      A configuration without open epochs, batch size or checkpoint interval.
+
+    Raises:
+      UserError: if an explicit batch size exceeds the training rows.
+    """
+    if config.batch_size is not None and config.batch_size > num_train:
+        raise UserError(
+            f"--batch_size={config.batch_size} exceeds the {num_train} training rows; "
+            f"choose at most {num_train}, or leave it out for {min(DEFAULT_BATCH_SIZE, num_train)}"
+        )
+    return dataclasses.replace(
+        config,
+        epochs=config.epochs or DATASETS[config.dataset].default_epochs,
+        batch_size=config.batch_size or min(DEFAULT_BATCH_SIZE, num_train),
+    )

@@ -1,0 +1,342 @@
+"""A training run from configuration and data to `result.json`, resumable at any moment."""
+
+import dataclasses
+import math
+import pathlib
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aadml_jax.data import (
+    FeatureStandardization,
+    RetrievalDataset,
+    fit_standardization,
+    standardize,
+)
+from aadml_jax.errors import UserError
+from aadml_jax.training.checkpoints import Checkpoints, Progress
+from aadml_jax.training.config import TrainConfig, config_from_json, resumable_fields
+from aadml_jax.training.evaluation import DIRECTIONS, bayes_reference, chance_map, evaluate
+from aadml_jax.training.reporting import ProgressDisplay, TensorBoard
+from aadml_jax.training.run_folder import (
+    CONFIG_FILE,
+    RESULT_FILE,
+    MetricLog,
+    RunFolder,
+    versions,
+)
+from aadml_jax.training.state import TrainState, build_model, build_optimizer, init_state, run_keys
+from aadml_jax.training.step import Batch, make_run_steps, make_train_step
+
+# A signal is answered between compiled calls, so none may last long: about 5 s at batch 400 on two
+# CPU cores. On an accelerator the overhead of a call is far below the time of its steps.
+_STEPS_PER_CALL = 64
+
+
+class Interrupted(Exception):
+    """The run was told to stop by a signal, and has saved its state."""
+
+
+class TrainingDiverged(Exception):
+    """The objective became NaN or infinite."""
+
+
+@dataclasses.dataclass
+class _StopSignal:
+    """The first SIGTERM or SIGINT asks to stop; a second one acts at once."""
+
+    name: str | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            self.name = signal.Signals(number).name
+            signal.signal(number, previous[number])
+
+        previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in previous:
+            signal.signal(number, on_signal)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def check_resumable(stored: dict[str, Any], config: TrainConfig, data: dict[str, Any]) -> None:
+    """Checks that a run folder's configuration and data are those of this run.
+
+    Args:
+      stored: content of config.json.
+      config: the resolved configuration of this run.
+      data: its description of the data.
+
+    Raises:
+      UserError: naming what differs.
+    """
+    remedy = "use the same value or another --workdir"
+    former = config_from_json(stored["config"])
+    for field in dataclasses.fields(config):
+        old, new = getattr(former, field.name), getattr(config, field.name)
+        if old != new and field.name not in resumable_fields():
+            raise UserError(
+                f"{config.workdir} holds a checkpoint of another configuration: --{field.name} "
+                f"was {old}, now {new}; {remedy}"
+            )
+    if stored["data"]["fingerprint"] != data["fingerprint"]:
+        raise UserError(
+            f"{config.workdir} holds a checkpoint of another configuration: the data in "
+            f"{data['source']} are not those it was trained on; use the same data or another "
+            "--workdir"
+        )
+
+
+def describe_data(dataset: RetrievalDataset) -> dict[str, Any]:
+    """What config.json records of the data."""
+    return {
+        "name": dataset.name,
+        "source": dataset.source,
+        "fingerprint": dataset.fingerprint(),
+        "train_rows": len(dataset.train),
+        "test_rows": len(dataset.test),
+        "num_classes": dataset.num_classes,
+        "audio_dim": dataset.audio_dim,
+        "visual_dim": dataset.visual_dim,
+    }
+
+
+def identity_standardization(audio_dim: int, visual_dim: int) -> FeatureStandardization:
+    """Statistics that leave features as they are."""
+    means = (np.zeros(dim, np.float32) for dim in (audio_dim, visual_dim))
+    (audio, visual) = ((mean, mean + 1) for mean in means)
+    return FeatureStandardization(*audio, *visual)
+
+
+def run_training(
+    config: TrainConfig, dataset: RetrievalDataset, folder: RunFolder
+) -> dict[str, Any]:
+    """Trains, or resumes, up to `config.epochs`; evaluates; writes result.json.
+
+    Args:
+      config: resolved configuration.
+      dataset: the data.
+      folder: the run's folder, locked.
+
+    Returns:
+      The content of result.json.
+
+    Raises:
+      UserError: if the folder belongs to another configuration, or is beyond `config.epochs`.
+      Interrupted: after SIGTERM or SIGINT, with the state saved.
+      TrainingDiverged: if the objective stops being finite; earlier checkpoints stay.
+    """
+    data = describe_data(dataset)
+    stored = folder.read_json(CONFIG_FILE)
+    if stored is not None:
+        check_resumable(stored, config, data)
+    with Checkpoints(folder.path) as checkpoints:
+        return _Run(config, dataset, data, folder, checkpoints).to_the_end()
+
+
+class _Run:
+    """The moving parts of one run, between the opening and the closing of its folder."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: RetrievalDataset,
+        data: dict[str, Any],
+        folder: RunFolder,
+        checkpoints: Checkpoints,
+    ):
+        self.config, self.dataset = config, dataset
+        self.folder, self.checkpoints = folder, checkpoints
+        if config.standardize:
+            standardization = fit_standardization(dataset.train)
+        else:
+            standardization = identity_standardization(dataset.audio_dim, dataset.visual_dim)
+        train_rows = standardize(dataset.train, standardization)
+        self.test_rows = standardize(dataset.test, standardization)
+        self.steps_per_epoch = len(train_rows) // config.batch_size
+        self.model = build_model(config, dataset.num_classes)
+        self.state = init_state(
+            config, num_classes=dataset.num_classes, standardization=standardization
+        )
+        self.progress = Progress(epoch=0, seconds=0.0, mean_map=None)
+        restored = checkpoints.restore_latest(self.state)
+        if restored is not None:
+            self.state, self.progress = restored
+        if self.progress.epoch > config.epochs:
+            raise UserError(
+                f"--epochs={config.epochs}: the run in {folder.path} is already at epoch "
+                f"{self.progress.epoch}; ask for at least that many, or use another --workdir"
+            )
+        self.folder.write_json(
+            CONFIG_FILE,
+            {"config": dataclasses.asdict(config), "data": data, "versions": versions()},
+        )
+        self.run_steps = make_run_steps(
+            make_train_step(self.model, build_optimizer(config), config.objective_options()),
+            Batch(*(jnp.asarray(getattr(train_rows, name)) for name in Batch._fields)),
+            batch_size=config.batch_size,
+            keys=run_keys(config.seed),
+        )
+        self.started = time.monotonic() - self.progress.seconds
+
+    @property
+    def step(self) -> int:
+        return int(self.state.step)
+
+    def to_the_end(self) -> dict[str, Any]:
+        """Runs the remaining epochs and writes the result."""
+        if restored_step := self.step:
+            print(
+                f"resuming {self.folder.path} at epoch {self.progress.epoch} (step {restored_step})"
+            )
+        log = MetricLog(self.folder, last_step=restored_step)
+        events = TensorBoard(
+            self.folder.path, enabled=self.config.tensorboard, last_step=restored_step
+        )
+        display = ProgressDisplay(self.config.epochs, self.progress.epoch)
+        stop = _StopSignal()
+        report = None
+        try:
+            with stop.listening():
+                for epoch in range(self.progress.epoch + 1, self.config.epochs + 1):
+                    self._train_to_end_of(epoch, stop, log)
+                    report = self._finish_epoch(epoch, log, events, display)
+        finally:
+            display.close()
+            events.close()
+            log.close()
+        result = self._result(report)
+        self.checkpoints.wait()
+        self.folder.write_json(RESULT_FILE, result)
+        return result
+
+    def _train_to_end_of(self, epoch: int, stop: _StopSignal, log: MetricLog) -> None:
+        while True:
+            if stop.name is not None:
+                log.sync()
+                self.checkpoints.save(self.state, self._now(epoch - 1, None))
+                self.checkpoints.wait()
+                raise Interrupted(
+                    f"stopped by {stop.name} at step {self.step} (epoch {epoch} of "
+                    f"{self.config.epochs}), state saved; the same command resumes"
+                )
+            remaining = epoch * self.steps_per_epoch - self.step
+            if remaining == 0:
+                return
+            self.state = self.run_steps(self.state, min(remaining, _STEPS_PER_CALL))
+            jax.block_until_ready(self.state.step)
+
+    def _finish_epoch(
+        self, epoch: int, log: MetricLog, events: TensorBoard, display: ProgressDisplay
+    ) -> dict[str, Any] | None:
+        values = {
+            name: float(total) / self.steps_per_epoch
+            for name, total in jax.device_get(self.state.epoch_sums).items()
+        }
+        if not math.isfinite(values["loss"]):
+            raise TrainingDiverged(
+                f"the loss became {values['loss']} in epoch {epoch}; lower --learning_rate "
+                f"({self.config.learning_rate:g}) and start again with another --workdir"
+            )
+        values["learning_rate"] = self.config.learning_rate
+        is_last = epoch == self.config.epochs
+        report = None
+        if is_last or epoch % self.config.eval_every == 0:
+            report = evaluate(self.model, self.state.params, self.test_rows)
+            for direction in DIRECTIONS:
+                values[f"map_{direction}"] = report[direction]["map"]
+        log.write(self.step, {"epoch": epoch, **values})
+        events.write(self.step, values)
+        display.epoch_done(epoch, values, report)
+
+        every = self.config.checkpoint_every
+        if report is not None or (every is not None and epoch % every == 0):
+            log.sync()
+            mean_map = None if report is None else report["mean"]["map"]
+            self.progress = self._now(epoch, mean_map)
+            self.checkpoints.save(self.state, self.progress)
+        return report
+
+    def _now(self, epoch: int, mean_map: float | None) -> Progress:
+        return Progress(epoch, time.monotonic() - self.started, mean_map)
+
+    def _result(self, report: dict[str, Any] | None) -> dict[str, Any]:
+        if report is None:  # the run was complete before this call
+            report = evaluate(self.model, self.state.params, self.test_rows)
+        best = self.checkpoints.best()
+        return {
+            **retrieval_result(report, self.dataset),
+            "best": None
+            if best is None
+            else {
+                "epoch": best[0] // self.steps_per_epoch,
+                "mean_map": best[1],
+                "selected_on": "test",
+            },
+            "epochs": self.config.epochs,
+            "seconds": self.progress.seconds,
+            "versions": versions(),
+        }
+
+
+def retrieval_result(report: dict[str, Any], dataset: RetrievalDataset) -> dict[str, Any]:
+    """The part of a result that says how good the retrieval is, and what to compare it with."""
+    reference = None
+    if dataset.test_posteriors is not None:
+        reference = bayes_reference(*dataset.test_posteriors, dataset.test.labels)
+    return {
+        "map": {direction: report[direction]["map"] for direction in DIRECTIONS},
+        "prefix_map": {direction: report[direction]["prefix_map"] for direction in DIRECTIONS},
+        "precision_at_k": report["mean"]["precision_at_k"],
+        "recall_at_k": report["mean"]["recall_at_k"],
+        "chance": chance_map(dataset.test.labels),
+        "bayes_reference": None if reference is None else reference["mean"]["map"],
+        "bayes_reference_map": None
+        if reference is None
+        else {direction: reference[direction]["map"] for direction in DIRECTIONS},
+    }
+
+
+def restore_for_evaluation(
+    workdir: pathlib.Path, stored: dict[str, Any], which: str
+) -> tuple[TrainConfig, TrainState, Progress]:
+    """Configuration and state of a finished or unfinished run, without touching its folder.
+
+    Args:
+      workdir: the run's folder.
+      stored: content of its config.json.
+      which: "latest" or "best".
+
+    Raises:
+      UserError: if there is no checkpoint that can be read.
+    """
+    config = config_from_json(stored["config"])
+    data = stored["data"]
+    template = init_state(
+        config,
+        num_classes=data["num_classes"],
+        standardization=identity_standardization(data["audio_dim"], data["visual_dim"]),
+    )
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        if which == "best":
+            best = checkpoints.best()
+            restored = None if best is None else checkpoints.restore(best[0], template)
+        else:
+            restored = checkpoints.restore_latest(template)
+    if restored is None:
+        raise UserError(
+            f"{workdir} holds no {which} checkpoint yet; train there first, with "
+            f"--workdir={workdir}"
+        )
+    return config, *restored

@@ -1,0 +1,133 @@
+"""The folder of a run: its lock, its JSON files and its line-by-line metric log."""
+
+import fcntl
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from aadml_jax._version import __version__
+from aadml_jax.errors import UserError
+
+CONFIG_FILE = "config.json"
+RESULT_FILE = "result.json"
+METRICS_FILE = "metrics.jsonl"
+_LOCK_FILE = ".lock"
+
+
+class RunFolder:
+    """A run's folder, held by one process at a time; a context manager."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Creates the folder if need be, and locks it.
+
+        Args:
+          path: of the folder; `~` is expanded.
+
+        Raises:
+          UserError: if it cannot be created or written to, or another process holds it.
+        """
+        self.path = pathlib.Path(path).expanduser().absolute()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / _LOCK_FILE, "a+")  # noqa: SIM115 (held until __exit__)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={path} cannot be written to ({error.strerror}); choose another folder"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UserError(
+                f"--workdir={path} is in use by another run; wait for it, or choose another folder"
+            ) from None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.close()
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a JSON file as a whole: a reader sees the old content or the new one."""
+        temporary = self.path / f".{name}.tmp"
+        with open(temporary, "w") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path / name)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Reads a JSON file of the folder, see `read_run_json`; None if it does not exist."""
+        return read_run_json(self.path, name) if (self.path / name).exists() else None
+
+
+def read_run_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
+    """Reads a JSON file of a run folder.
+
+    Raises:
+      UserError: if the file is missing or damaged.
+    """
+    path = folder / name
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); give the --workdir of a run"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); restore it from a copy, or use another folder"
+        ) from error
+
+
+class MetricLog:
+    """`metrics.jsonl`: one JSON object a line, in the order of the steps.
+
+    A resumed run goes back to its last checkpoint; the lines written after it are dropped, so that
+    none is lost and none stands twice.
+    """
+
+    def __init__(self, folder: RunFolder, *, last_step: int):
+        """Opens the log for appending after `last_step`; later or torn lines are dropped."""
+        path = folder.path / METRICS_FILE
+        kept = []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                if json.loads(line)["step"] <= last_step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                break  # a line torn by a crash is the last one
+        temporary = path.with_name(f".{METRICS_FILE}.tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+        self._file = open(path, "a")  # noqa: SIM115 (held until close)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one line."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Forces the lines to the disk: to be called before the checkpoint that follows them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the bytes of a run."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "aadml_jax": __version__,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+    }

@@ -1,0 +1,104 @@
+"""What changes while training, as one pytree."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from aadml_jax._arrays import Array
+from aadml_jax.data import FeatureStandardization
+from aadml_jax.models import TwoTowers
+from aadml_jax.objective import aadml_objective
+from aadml_jax.training.config import TrainConfig
+
+
+class RunKeys(NamedTuple):
+    """Independent random keys, all derived from the seed.
+
+    Nothing random is carried along in the state: a step draws from (seed, step), an epoch's order
+    from (seed, epoch). A resumed run therefore draws what the uninterrupted one would have.
+    """
+
+    init: Array
+    shuffle: Array
+    dropout: Array
+
+
+class TrainState(NamedTuple):
+    """The state of a run after `step` steps.
+
+    Attributes:
+      step: int32 scalar.
+      params: of the towers.
+      opt_state: of the optimizer.
+      epoch_sums: sum of each part of the objective over the steps of the current epoch, so that a
+        run that stops within an epoch reports the same mean as one that does not.
+      standardization: training statistics that all features are standardised with, never changed;
+        mean 0 and scale 1 without standardisation. With it a checkpoint is all that evaluation
+        needs.
+    """
+
+    step: Array
+    params: Any
+    opt_state: Any
+    epoch_sums: dict[str, Array]
+    standardization: FeatureStandardization
+
+
+def run_keys(seed: int) -> RunKeys:
+    """The keys of a run."""
+    return RunKeys(*jax.random.split(jax.random.key(seed), 3))
+
+
+def build_model(config: TrainConfig, num_classes: int) -> TwoTowers:
+    """The towers that a configuration asks for."""
+    return TwoTowers(
+        num_classes=num_classes,
+        hidden_sizes=config.hidden_sizes,
+        dropout_rate=config.dropout,
+    )
+
+
+def build_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """The optimizer that a configuration asks for."""
+    return optax.adam(config.learning_rate)
+
+
+def init_state(
+    config: TrainConfig,
+    *,
+    num_classes: int,
+    standardization: FeatureStandardization,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      config: the resolved configuration.
+      num_classes: C.
+      standardization: of the features; its lengths are the numbers of features.
+    """
+    model = build_model(config, num_classes)
+    init = jax.jit(model.init)
+    audio, visual = (
+        jnp.zeros((1, len(mean)))
+        for mean in (standardization.audio_mean, standardization.visual_mean)
+    )
+    params = init(run_keys(config.seed).init, audio, visual)["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=build_optimizer(config).init(params),
+        epoch_sums=_zero_parts(config, num_classes),
+        standardization=standardization,
+    )
+
+
+def _zero_parts(config: TrainConfig, num_classes: int) -> dict[str, Array]:
+    """A zero for each part of the objective."""
+    outputs = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+    objective = functools.partial(aadml_objective, options=config.objective_options())
+    _, parts = jax.eval_shape(objective, outputs, outputs, labels)
+    return {name: jnp.zeros(part.shape, part.dtype) for name, part in parts.items()}

@@ -1,0 +1,1 @@
+"""Command-line binaries; they only wire the library together."""

@@ -1,0 +1,134 @@
+"""What the binaries share: flags from a dataclass, exit statuses, JAX's settings."""
+
+import dataclasses
+import os
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from aadml_jax.errors import UserError
+
+USER_MISTAKE = 2
+
+
+def define_flags(config_class: type) -> None:
+    """Defines one absl flag per field: name, type, default, choices and help from the field."""
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        help_text = field.metadata["help"]
+        kind = _value_type(hints[field.name])
+        if choices := field.metadata.get("choices"):
+            flags.DEFINE_enum(field.name, field.default, choices, help_text)
+        elif kind is tuple:
+            text = ",".join(map(str, field.default))
+            flags.DEFINE_list(field.name, text, help_text)
+            flags.register_validator(
+                field.name,
+                lambda items: all(item.strip().isdecimal() for item in items),
+                message="must be whole numbers separated by commas, such as 1024,1024",
+            )
+        else:
+            define = {
+                bool: flags.DEFINE_bool,
+                int: flags.DEFINE_integer,
+                float: flags.DEFINE_float,
+                str: flags.DEFINE_string,
+            }[kind]
+            define(field.name, field.default, help_text)
+
+
+def _value_type(hint: Any) -> type:
+    """The type of a flag's value: of `int | None` it is int, of `tuple[int, ...]` tuple."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = (option for option in typing.get_args(hint) if option is not types.NoneType)
+    return typing.get_origin(hint) or hint
+
+
+def config_from_flags(config_class: type) -> tuple[Any, frozenset[str]]:
+    """The configuration that the flags say, and the names of those given explicitly."""
+    values = {}
+    explicit = set()
+    for field in dataclasses.fields(config_class):
+        flag = flags.FLAGS[field.name]
+        value = flag.value
+        values[field.name] = tuple(map(int, value)) if isinstance(value, list) else value
+        if flag.present:
+            explicit.add(field.name)
+    return config_class(**values), frozenset(explicit)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs a binary: exit status 0 if done, 2 for a user's mistake, 1 for anything else.
+
+    A `UserError` is printed as the one line that it is, without a traceback.
+    """
+
+    def parse_flags(argv: Sequence[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            _fail(" ".join(str(error).split()), USER_MISTAKE)
+        if len(rest) > 1:
+            _fail(f"unexpected argument {rest[1]!r}; flags begin with --", USER_MISTAKE)
+        return rest
+
+    def guarded(_: Sequence[str]) -> int:
+        logging.set_verbosity(logging.WARNING)
+        try:
+            return main() or 0
+        except UserError as error:
+            _fail(str(error), USER_MISTAKE)
+
+    app.run(guarded, flags_parser=parse_flags)
+
+
+def _fail(message: str, status: int) -> typing.NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def write_output(path: str, text: str) -> None:
+    """Writes a file that the user asked for.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    try:
+        pathlib.Path(path).expanduser().write_text(text)
+    except OSError as error:
+        raise UserError(
+            f"--output={path} cannot be written ({error.strerror}); choose another path"
+        ) from error
+
+
+def set_up_compilation_cache(setting: str) -> None:
+    """Lets JAX keep compiled programs between runs.
+
+    Args:
+      setting: a folder, "auto" for `aadml_jax` in the user's cache folder (or whatever the
+        variable JAX_COMPILATION_CACHE_DIR says), or "off".
+    """
+    import jax
+
+    if setting == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if setting == "auto":
+        if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            return
+        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        setting = str(pathlib.Path(base) / "aadml_jax" / "compiled")
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(setting).expanduser()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def set_up_determinism() -> None:
+    """Makes XLA choose deterministic operations on GPUs; to be called before JAX starts."""
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    ).strip()

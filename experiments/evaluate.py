@@ -1,0 +1,82 @@
+"""Reports the MAP of a trained run: `python -m experiments.evaluate --checkpoint=WORKDIR`.
+
+Without further flags it repeats the run's reported MAP from the checkpoint and the data recorded in
+the folder. Nothing in the folder is changed.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from aadml_jax.data import DATASETS, RetrievalDataset, load_dataset, load_feature_file, standardize
+from aadml_jax.errors import UserError
+from aadml_jax.training import config as configuration
+from aadml_jax.training.evaluation import evaluate
+from aadml_jax.training.loop import restore_for_evaluation, retrieval_result
+from aadml_jax.training.reporting import result_table
+from aadml_jax.training.run_folder import CONFIG_FILE, read_run_json
+from aadml_jax.training.state import build_model
+from experiments import command_line
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run folder: the --workdir of the training")
+_WHICH = flags.DEFINE_enum(
+    "which", "latest", ["latest", "best"], "checkpoint to evaluate; 'best' was selected on test"
+)
+_FEATURES_FILE = flags.DEFINE_string(
+    "features_file", None, "another HDF5 feature file, whose test rows are evaluated"
+)
+_OUTPUT = flags.DEFINE_string("output", None, "file to write the numbers to, as JSON")
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache", "auto", "folder of compiled programs; 'auto' or 'off'"
+)
+
+
+def recorded_dataset(stored: dict[str, Any]) -> RetrievalDataset:
+    """The data that a run was trained on, from what its config.json says of them.
+
+    Raises:
+      UserError: if they cannot be read, or are not the same any more.
+    """
+    config = configuration.config_from_json(stored["config"])
+    spec = DATASETS[config.dataset]
+    if spec.synthetic is not None:
+        dataset = load_dataset(config.dataset)
+    else:
+        dataset = load_feature_file(stored["data"]["source"], num_classes=spec.num_classes)
+    dataset = configuration.apply_smoke_subset(config, dataset)
+    if dataset.fingerprint() != stored["data"]["fingerprint"]:
+        raise UserError(
+            f"{dataset.source} does not hold the data of this run any more; to evaluate on it all "
+            f"the same, pass it as --features_file"
+        )
+    return dataset
+
+
+def main() -> None:
+    """Wires checkpoint, data and evaluation together."""
+    if _CHECKPOINT.value is None:
+        raise UserError("--checkpoint is needed: the --workdir of a training run")
+    command_line.set_up_compilation_cache(_COMPILATION_CACHE.value)
+    workdir = pathlib.Path(_CHECKPOINT.value).expanduser()
+    stored = read_run_json(workdir, CONFIG_FILE)
+    if _FEATURES_FILE.value is None:
+        dataset = recorded_dataset(stored)
+    else:
+        dataset = load_feature_file(_FEATURES_FILE.value)
+    config, state, progress = restore_for_evaluation(workdir, stored, _WHICH.value)
+
+    model = build_model(config, stored["data"]["num_classes"])
+    report = evaluate(model, state.params, standardize(dataset.test, state.standardization))
+    result = retrieval_result(report, dataset)
+    print(
+        f"{_WHICH.value} checkpoint of {workdir}, epoch {progress.epoch}; {len(dataset.test)} test "
+        f"pairs of {dataset.source}\n\n{result_table(result)}"
+    )
+    if _OUTPUT.value is not None:
+        command_line.write_output(_OUTPUT.value, json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

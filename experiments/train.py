@@ -1,0 +1,54 @@
+"""Trains AADML and reports MAP: `python -m experiments.train --dataset=synthetic`.
+
+The run goes into --workdir: config.json, metrics.jsonl, checkpoints/, result.json. The same command
+resumes a run that was interrupted. `--helpshort` lists the flags.
+"""
+
+import dataclasses
+import sys
+
+from aadml_jax.data import load_dataset
+from aadml_jax.training import config as configuration
+from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
+from aadml_jax.training.reporting import result_table
+from aadml_jax.training.run_folder import RESULT_FILE, RunFolder
+from experiments import command_line
+
+command_line.define_flags(configuration.TrainConfig)
+
+
+def main() -> int:
+    """Wires configuration, data and training together."""
+    config, explicit = command_line.config_from_flags(configuration.TrainConfig)
+    configuration.check(config)
+    if config.deterministic:
+        command_line.set_up_determinism()
+    command_line.set_up_compilation_cache(config.compilation_cache)
+    config = configuration.apply_smoke_preset(config, explicit)
+    config = dataclasses.replace(
+        config, workdir=config.workdir or configuration.default_workdir(config)
+    )
+
+    with RunFolder(config.workdir) as folder:
+        dataset = load_dataset(
+            config.dataset, data_dir=config.data_dir, features_file=config.features_file
+        )
+        dataset = configuration.apply_smoke_subset(config, dataset)
+        config = configuration.resolve(config, len(dataset.train))
+        print(
+            f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test pairs, "
+            f"{dataset.num_classes} classes; {config.epochs} epochs, batch size "
+            f"{config.batch_size}, run folder {folder.path}",
+            flush=True,
+        )
+        try:
+            result = run_training(config, dataset, folder)
+        except (Interrupted, TrainingDiverged) as stop:
+            print(stop, file=sys.stderr)
+            return 1
+        print(f"\n{result_table(result)}\n\nwritten to {folder.path / RESULT_FILE}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

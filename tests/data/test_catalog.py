@@ -1,0 +1,133 @@
+import dataclasses
+from types import MappingProxyType
+
+import h5py
+import numpy as np
+import pytest
+
+from aadml_jax.data import DATASETS, SYNTHETIC, load_dataset, make_synthetic
+from aadml_jax.data import catalog as catalog_module
+from aadml_jax.errors import UserError
+
+
+def write_features(path, num_classes, seed=0):
+    random = np.random.default_rng(seed)
+    with h5py.File(path, "w") as file:
+        for split, rows in (("train", 2 * num_classes + 1), ("test", num_classes)):
+            file[f"audio_{split}"] = random.normal(size=(rows, 3))
+            file[f"visual_{split}"] = random.normal(size=(rows, 5))
+            file[f"lab_{split}"] = np.arange(rows) % num_classes
+    return path
+
+
+def error_line(*arguments, **keywords):
+    with pytest.raises(UserError) as raised:
+        load_dataset(*arguments, **keywords)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def test_catalog_describes_each_data_set():
+    assert list(DATASETS) == ["synthetic", "synthetic_vegas", "vegas", "ave", "features"]
+    classes = {name: spec.num_classes for name, spec in DATASETS.items()}
+    assert classes == {
+        "synthetic": 10,
+        "synthetic_vegas": 10,
+        "vegas": 10,
+        "ave": 15,
+        "features": None,
+    }
+    for name, spec in DATASETS.items():
+        assert spec.default_epochs == (60 if name.startswith("synthetic") else 400)
+        assert spec.description and spec.obtain
+        assert len(spec.class_names) in (0, spec.num_classes)
+    assert DATASETS["ave"].class_names.index("Rodents/rats") == 6
+    with pytest.raises(TypeError):
+        DATASETS["mine"] = DATASETS["ave"]
+
+
+def test_generated_data_are_drawn(monkeypatch):
+    tiny = dataclasses.replace(SYNTHETIC, visual_dim=20, train_size=40, test_size=30)
+    spec = dataclasses.replace(DATASETS["synthetic_vegas"], synthetic=tiny)
+    changed = MappingProxyType(dict(DATASETS) | {"synthetic_vegas": spec})
+    monkeypatch.setattr(catalog_module, "DATASETS", changed)
+    dataset = load_dataset("synthetic_vegas")
+    assert dataset.name == "synthetic_vegas"
+    assert dataset.fingerprint() == make_synthetic(tiny).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("vegas", "vegas_feature.h5", "vegas_feature_norm.h5"),
+        ("ave", "ave_feature_norm.h5", "AVE_feature_updated_squence.h5"),
+    ],
+)
+def test_published_files_are_found_in_order(tmp_path, monkeypatch, name, first, second):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    num_classes = DATASETS[name].num_classes
+    write_features(tmp_path / second, num_classes)
+    dataset = load_dataset(name, data_dir=tmp_path)
+    assert dataset.source == str(tmp_path / second)
+    assert (dataset.name, dataset.num_classes) == (name, num_classes)
+    write_features(tmp_path / first, num_classes, seed=1)
+    assert load_dataset(name, data_dir="~").source == str(tmp_path / first)
+
+
+def test_published_file_with_other_classes_is_refused(tmp_path):
+    write_features(tmp_path / "vegas_feature.h5", 15)
+    message = error_line("vegas", data_dir=tmp_path)
+    assert "vegas_feature.h5: lab_train: row 10 holds class 10, but 10 classes" in message
+
+
+def test_broken_link_is_not_skipped(tmp_path):
+    write_features(tmp_path / "vegas_feature_norm.h5", 10)
+    (tmp_path / "vegas_feature.h5").symlink_to(tmp_path / "gone.h5")
+    assert "vegas_feature.h5 does not exist" in error_line("vegas", data_dir=tmp_path)
+
+
+def test_any_feature_file_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write_features(tmp_path / "mine.h5", 4)
+    dataset = load_dataset("features", features_file="~/mine.h5")
+    assert (dataset.name, dataset.num_classes, dataset.source) == ("mine", 4, str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("vegass", "did you mean vegas?"), ("AVE", "did you mean ave?"), ("imagenet", "'imagenet';")],
+)
+def test_unknown_names_are_answered_with_the_known_ones(name, hint):
+    message = error_line(name)
+    assert hint in message
+    assert "synthetic, synthetic_vegas, vegas, ave, features" in message
+
+
+@pytest.mark.parametrize("name", ["vegas", "ave"])
+def test_missing_folders_are_answered_with_the_way_to_the_data(tmp_path, name):
+    (tmp_path / "other.h5").touch()
+    for message, culprit in (
+        (error_line(name), f"data set {name} needs"),
+        (error_line(name, data_dir=tmp_path / "gone"), f"{tmp_path / 'gone'} does not exist"),
+        (error_line(name, data_dir=tmp_path / "other.h5"), "other.h5 is not a folder"),
+        (error_line(name, data_dir=tmp_path), f"{tmp_path} (.h5 files there: other.h5)"),
+    ):
+        for word in (culprit, "ZenzenDatabase/CMR", "--data_dir", *DATASETS[name].file_names):
+            assert word in message
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "culprit"),
+    [
+        ("features", {}, "--features_file"),
+        ("features", {"features_file": "a.h5", "data_dir": "b"}, "--data_dir=b"),
+        ("vegas", {"features_file": "a.h5", "data_dir": "b"}, "--features_file=a.h5"),
+        ("synthetic", {"features_file": "a.h5"}, "--features_file=a.h5"),
+        ("synthetic", {"data_dir": "b"}, "--data_dir=b"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(name, flags, culprit):
+    message = error_line(name, **flags)
+    assert culprit in message
+    assert f"data set {name} " in message

@@ -1,0 +1,278 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from aadml_jax.data import (
+    PairedFeatures,
+    RetrievalDataset,
+    class_balanced_rows,
+    fit_standardization,
+    standardize,
+)
+from aadml_jax.errors import UserError
+
+
+def random_features(seed, rows, *, audio_dim=3, visual_dim=5, num_classes=4, name="rows"):
+    random = np.random.default_rng(seed)
+    return PairedFeatures(
+        random.normal(size=(rows, audio_dim)),
+        random.normal(size=(rows, visual_dim)),
+        random.permutation(np.arange(rows) % num_classes),
+        name=name,
+    )
+
+
+def random_dataset(seed=0, **changes):
+    arguments = {
+        "name": "random",
+        "train": random_features(seed, 11, name="train rows"),
+        "test": random_features(seed + 1, 7, name="test rows"),
+        "num_classes": 4,
+        "source": "here",
+    }
+    return RetrievalDataset(**(arguments | changes))
+
+
+@pytest.mark.parametrize("feature_dtype", [np.float16, ">f8", np.int16, np.float32])
+@pytest.mark.parametrize("label_dtype", [np.uint8, ">i8", np.float64])
+def test_real_dtypes_become_native_float32_and_int32(feature_dtype, label_dtype):
+    random = np.random.default_rng(0)
+    audio = random.integers(-9, 9, (6, 3)).astype(feature_dtype)
+    visual = random.integers(-9, 9, (6, 2)).astype(feature_dtype)
+    labels = np.array([2, 0, 1, 1, 0, 2], label_dtype)
+    rows = PairedFeatures(audio, visual, labels)
+    assert (rows.audio.dtype, rows.visual.dtype) == (np.dtype("=f4"), np.dtype("=f4"))
+    assert rows.labels.dtype == np.dtype("=i4")
+    np.testing.assert_array_equal(rows.audio, audio)
+    np.testing.assert_array_equal(rows.visual, visual)
+    np.testing.assert_array_equal(rows.labels, labels)
+    assert len(rows) == 6
+
+
+def with_entries(shape, entries, dtype=np.float64):
+    array = np.ones(shape, dtype)
+    for index, value in entries.items():
+        array[index] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("audio", np.ones(6), ["audio", "(6,)"]),
+        ("visual", np.ones((6, 2, 2)), ["visual", "(6, 2, 2)"]),
+        ("visual", np.ones((6, 0)), ["visual", "(6, 0)"]),
+        ("audio", np.ones((5, 3)), ["audio has 5", "visual has 2", "labels has 6"]),
+        ("labels", np.zeros(4, int), ["labels has 4"]),
+        ("audio", np.ones((6, 3), complex), ["audio", "complex128"]),
+        ("audio", np.array([["a"]] * 6), ["audio", "<U1"]),
+        (
+            "audio",
+            with_entries((6, 3), {(2, 1): np.nan, (2, 2): -np.inf, (5, 0): np.inf}),
+            ["audio", "3 NaN or infinite", "2 of 6 rows", "row 2"],
+        ),
+        (
+            "visual",
+            with_entries((6, 2), {(3, 1): -1e39, (4, 0): 1e300}),
+            ["visual", "range of float32", "2 of 6 rows", "row 3", "1e+39"],
+        ),
+        ("labels", np.array([0, 1, -1, 0, -2, 0]), ["labels", "row 2", "-1"]),
+        ("labels", np.array([0, 1, 2, 0.5, 0, 0]), ["labels", "row 3", "0.5"]),
+        ("labels", np.array([0, np.nan, 2, 0, 0, 0]), ["labels", "row 1", "nan"]),
+        ("labels", np.array([0, 0, 0, 0, 2**31, 0]), ["labels", "row 4", str(2**31)]),
+        ("labels", np.zeros((6, 1), int), ["labels", "(6, 1)"]),
+        ("labels", np.zeros(6, bool), ["labels", "bool"]),
+        ("labels", np.zeros(0, int), ["labels", "no rows"]),
+    ],
+)
+def test_damaged_rows_are_named_in_one_line(field, value, words):
+    arrays = {"audio": np.ones((6, 3)), "visual": np.ones((6, 2)), "labels": np.zeros(6, int)}
+    if field == "audio" and value.shape == (5, 3):
+        arrays["visual"] = np.ones((2, 2))
+    with pytest.raises(UserError) as raised:
+        PairedFeatures(**(arrays | {field: value}), name="the clips")
+    message = str(raised.value)
+    assert "\n" not in message
+    for word in ["the clips", *words]:
+        assert word in message
+
+
+def test_bad_rows_are_counted_over_blocks(monkeypatch):
+    monkeypatch.setattr("aadml_jax.data.paired_features._BLOCK_ROWS", 4)
+    audio = np.ones((11, 3))
+    audio[5, 1] = audio[9, 0] = audio[10, 2] = np.nan
+    with pytest.raises(UserError, match=r"3 NaN .* 3 of 11 rows, first in row 5"):
+        PairedFeatures(audio, np.ones((11, 2)), np.zeros(11, int))
+
+
+def test_take_selects_by_index_and_by_mask():
+    rows = random_features(3, 9)
+    chosen = rows.take(np.array([7, 2, 2]))
+    np.testing.assert_array_equal(chosen.audio, [rows.audio[7], rows.audio[2], rows.audio[2]])
+    np.testing.assert_array_equal(chosen.visual, [rows.visual[7], rows.visual[2], rows.visual[2]])
+    np.testing.assert_array_equal(chosen.labels, rows.labels[[7, 2, 2]])
+    assert chosen.name == rows.name
+    masked = rows.take(rows.labels == 1)
+    np.testing.assert_array_equal(masked.visual, rows.visual[rows.labels == 1])
+    with pytest.raises(IndexError):
+        rows.take(np.array([9]))
+    with pytest.raises(UserError, match="empty"):
+        rows.take(np.array([], int))
+
+
+def test_dataset_knows_its_dimensions():
+    dataset = random_dataset()
+    assert (dataset.audio_dim, dataset.visual_dim) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"test": random_features(1, 7, visual_dim=6, name="test rows")},
+            ["visual", "5 columns in train rows", "6 in test rows"],
+        ),
+        ({"num_classes": 3}, ["train rows", "class 3", "from 0 to 2"]),
+        (
+            {"test": random_features(1, 7, num_classes=5, name="test rows")},
+            ["test rows", "class 4", "from 0 to 3"],
+        ),
+        ({"num_classes": 6}, ["train rows", "class 4, 5", "6 classes"]),
+        ({"num_classes": 10**9}, ["class 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, … (999999996 in all)"]),
+    ],
+)
+def test_inconsistent_dataset_is_named_in_one_line(changes, words):
+    with pytest.raises(UserError) as raised:
+        random_dataset(**changes)
+    message = str(raised.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_posteriors_must_cover_test_rows_and_classes():
+    good = np.full((7, 4), 0.25)
+    assert random_dataset(test_posteriors=(good, good)).test_posteriors[1] is good
+    with pytest.raises(ValueError, match=r"\(7, 4\), got \(4, 7\)"):
+        random_dataset(test_posteriors=(good, good.T))
+
+
+def test_fingerprint_depends_on_content_alone():
+    dataset = random_dataset()
+    same = random_dataset(name="other", source="elsewhere")
+    assert dataset.fingerprint() == same.fingerprint()
+    assert len(dataset.fingerprint()) == 32
+    seen = {dataset.fingerprint()}
+    for split in ("train", "test"):
+        for field in ("audio", "visual", "labels"):
+            rows = getattr(dataset, split)
+            array = getattr(rows, field).copy()
+            if field == "labels":
+                first, other = 0, int(np.argmax(array != array[0]))
+                array[[first, other]] = array[[other, first]]
+            else:
+                array[2, 1] = np.nextafter(array[2, 1], np.float32(np.inf))
+            changed = dataclasses.replace(rows, **{field: array})
+            seen.add(dataclasses.replace(dataset, **{split: changed}).fingerprint())
+    assert len(seen) == 7
+
+
+def test_fingerprint_separates_shapes_with_equal_bytes():
+    values = np.arange(24, dtype=np.float32)
+    labels = np.array([0, 1, 0, 1])
+
+    def fingerprint(audio_dim):
+        audio, visual = np.split(values, [4 * audio_dim])
+        rows = PairedFeatures(audio.reshape(4, -1), visual.reshape(4, -1), labels)
+        return RetrievalDataset("x", rows, rows, 2, "here").fingerprint()
+
+    assert fingerprint(2) != fingerprint(4)
+
+
+def test_fingerprint_is_stable_across_releases():
+    # Stored in checkpoints: a new value here makes every older checkpoint refuse its own data.
+    rows = PairedFeatures([[1.0, 2.0], [3.0, 4.0]], [[5.0], [6.0]], [0, 1])
+    fingerprint = RetrievalDataset("x", rows, rows, 2, "here").fingerprint()
+    assert fingerprint == "c123bae14b9bbdfe0d6d7133f2e12009"
+
+
+def test_standardization_matches_float64_loops():
+    random = np.random.default_rng(5)
+    audio = (1e4 + random.normal(size=(501, 3)) * [0.5, 7.0, 300.0]).astype(np.float32)
+    visual = random.gamma(2.0, size=(501, 4)).astype(np.float32)
+    visual[:, 2] = 0.1
+    train = PairedFeatures(audio, visual, np.zeros(501, int))
+    statistics = fit_standardization(train)
+    for values, mean, scale in (
+        (audio, statistics.audio_mean, statistics.audio_scale),
+        (visual, statistics.visual_mean, statistics.visual_scale),
+    ):
+        assert (mean.dtype, scale.dtype) == (np.float32, np.float32)
+        for column in range(values.shape[1]):
+            numbers = [float(value) for value in values[:, column]]
+            expected_mean = sum(numbers) / 501
+            variance = sum((number - expected_mean) ** 2 for number in numbers) / 501
+            constant = values is visual and column == 2
+            np.testing.assert_allclose(mean[column], expected_mean, rtol=1e-6)
+            np.testing.assert_allclose(
+                scale[column], 1 if constant else np.sqrt(variance), rtol=1e-6
+            )
+    result = standardize(train, statistics)
+    assert result.audio.dtype == np.float32
+    np.testing.assert_allclose(result.audio.mean(axis=0), 0, atol=2e-3)
+    np.testing.assert_allclose(result.audio.std(axis=0), 1, rtol=1e-4)
+    np.testing.assert_array_equal(result.visual[:, 2], 0)
+    np.testing.assert_array_equal(result.labels, train.labels)
+
+
+def test_standardization_of_another_split_uses_the_training_statistics():
+    train, test = random_features(0, 12), random_features(1, 5)
+    statistics = fit_standardization(train)
+    expected = (test.visual.astype(float) - statistics.visual_mean) / statistics.visual_scale
+    np.testing.assert_allclose(standardize(test, statistics).visual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_standardization_of_other_features_is_refused():
+    statistics = fit_standardization(random_features(0, 12))
+    other = random_features(1, 5, visual_dim=4, name="other rows")
+    with pytest.raises(UserError, match=r"visual of other rows has 4 columns.*fitted on 5"):
+        standardize(other, statistics)
+
+
+def test_standardized_overflow_is_an_error_and_not_a_warning():
+    train = PairedFeatures([[0.0], [1e-30]], [[0.0], [1.0]], [0, 1])
+    test = PairedFeatures([[1e30], [0.0]], [[0.0], [1.0]], [0, 1], name="far rows")
+    with pytest.raises(UserError, match="audio of standardised far rows"):
+        standardize(test, fit_standardization(train))
+
+
+def subset_rows(labels, max_rows):
+    return class_balanced_rows(np.array(labels), max_rows, what="these rows").tolist()
+
+
+def test_subset_takes_the_first_rows_of_each_class_in_file_order():
+    labels = [2, 2, 0, 2, 2, 1, 0, 1, 2, 0]
+    assert subset_rows(labels, 3) == [0, 2, 5]
+    assert subset_rows(labels, 6) == [0, 1, 2, 5, 6, 7]
+    assert subset_rows(labels, 7) == [0, 1, 2, 5, 6, 7, 9]
+    # Class 1 has no third row, so class 2 takes what is left.
+    assert subset_rows(labels, 9) == [0, 1, 2, 3, 4, 5, 6, 7, 9]
+    assert subset_rows(labels, 99) == list(range(10))
+
+
+def test_subset_that_loses_a_class_is_refused():
+    with pytest.raises(UserError, match="2 rows cannot represent the 3 classes"):
+        subset_rows([0, 1, 2, 0], 2)
+
+
+def test_subset_of_a_data_set_keeps_rows_labels_and_posteriors_together():
+    train = PairedFeatures(np.arange(6.0)[:, None], np.ones((6, 2)), [0, 1, 2, 0, 1, 2])
+    test = PairedFeatures(np.arange(5.0)[:, None], np.ones((5, 2)), [2, 2, 0, 1, 0])
+    posteriors = np.random.default_rng(0).random((2, 5, 3))
+    dataset = RetrievalDataset("d", train, test, 3, "here", tuple(posteriors))
+    subset = dataset.class_balanced_subset(4, 3)
+    assert subset.train.audio[:, 0].tolist() == [0, 1, 2, 3]
+    assert subset.test.audio[:, 0].tolist() == [0, 2, 3]
+    assert subset.test.labels.tolist() == [2, 0, 1]
+    np.testing.assert_array_equal(subset.test_posteriors, posteriors[:, [0, 2, 3]])
