@@ -98,8 +98,10 @@ def masked_row_mean(values: Array, mask: Array) -> Array:
     return divide_or_zero(total, jnp.sum(mask, axis=1, dtype=jnp.int32))
 
 
-def check_count(value: int, name: str) -> int:
-    """Checks that a static count such as k is an int of at least 1."""
+def check_count(value: int, name: str, shape: tuple[int, ...]) -> int:
+    """Checks that a static count such as k is an int of at least 1; `shape` is for the message."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
-        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+        raise ValueError(
+            f"{name} must be an integer of at least 1; got {value!r} for an array of shape {shape}"
+        )
     return value.__index__()

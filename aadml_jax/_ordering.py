@@ -31,9 +31,9 @@ def sorted_keys(keys: Array, mask: Array) -> Array:
     return jax.lax.sort(jnp.where(mask, keys, last_key(keys)), dimension=1, is_stable=False)
 
 
-def count_below(sorted_rows: Array, keys: Array, *, or_equal: bool = False) -> Array:
-    """How many of a row of `sorted_rows` [N, M] are < (or ≤) each of its `keys` [N, K]: int32."""
-    side = "right" if or_equal else "left"
-    return jax.vmap(lambda row, queries: jnp.searchsorted(row, queries, side=side))(
-        sorted_rows, keys
-    )
+def count_below(sorted_rows: Array, keys: Array) -> Array:
+    """How many of a row of `sorted_rows` [N, M] are below each of its `keys` [N, K]: int32.
+
+    With `keys + 1`, how many are below or equal.
+    """
+    return jax.vmap(jnp.searchsorted)(sorted_rows, keys)

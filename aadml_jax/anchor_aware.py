@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, as_float, check_count
+from aadml_jax._arrays import Array, as_float
 from aadml_jax.graphs import anchor_rows, correlation_graph
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -76,13 +76,16 @@ def anchor_aware_proxies(
     Raises:
       ValueError: for k < 1, an unknown attention or shapes that do not fit.
     """
-    if attention not in _ATTENTIONS:
-        raise ValueError(f"attention must be one of {sorted(_ATTENTIONS)}; got {attention!r}")
     embeddings = as_float(embeddings)
+    if attention not in _ATTENTIONS:
+        raise ValueError(
+            f"attention must be one of {sorted(_ATTENTIONS)}; got {attention!r} for embeddings of "
+            f"shape {embeddings.shape}"
+        )
     graph = correlation_graph(
         embeddings, labels, num_neighbors=num_neighbors, same_class=same_class, rows=rows
     )
     anchors = embeddings[anchor_rows(rows, embeddings.shape[0])]
-    if attention == "neighbor" and check_count(num_neighbors, "num_neighbors") == 1:
+    if attention == "neighbor" and graph.indices.shape[1] == 1:
         return anchors
     return _ATTENTIONS[attention](anchors, embeddings[graph.indices], graph.mask)

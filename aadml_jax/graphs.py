@@ -68,8 +68,8 @@ def correlation_graph(
     Raises:
       ValueError: for k < 1 or shapes that do not fit.
     """
-    k = check_count(num_neighbors, "num_neighbors")
     embeddings = as_float(embeddings)
+    k = check_count(num_neighbors, "num_neighbors", embeddings.shape)
     labels = jnp.asarray(labels)
     if embeddings.ndim != 2 or labels.shape[:1] != embeddings.shape[:1]:
         raise ValueError(

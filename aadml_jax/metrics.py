@@ -112,7 +112,7 @@ def _recall_at(ranking: _Ranking, k: int) -> Array:
 
 
 def _check_cut_off(k: int, num_items: int, shape: tuple[int, ...]) -> int:
-    k = check_count(k, "k")
+    k = check_count(k, "k", shape)
     if k > num_items:
         raise ValueError(f"k = {k} exceeds the gallery of {num_items}; scores have shape {shape}")
     return k
@@ -300,7 +300,7 @@ def cross_modal_report(
         if similarity not in _SIMILARITIES:
             raise ValueError(
                 f"similarity must be one of {sorted(_SIMILARITIES)} or a function; "
-                f"got {similarity!r}"
+                f"got {similarity!r} for audio of shape {jnp.shape(audio)}"
             )
         similarity = _SIMILARITIES[similarity]
     audio, visual, labels = jnp.asarray(audio), jnp.asarray(visual), jnp.asarray(labels)

@@ -39,10 +39,10 @@ def in_row_blocks(fn: Callable[[Any, Array], Any], anchors: Any, *, block_size: 
     Raises:
       ValueError: for block_size < 1, or anchors without a common leading axis.
     """
-    block_size = check_count(block_size, "block_size")
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(anchors)]
     if not shapes or any(not shape or shape[0] != shapes[0][0] for shape in shapes):
         raise ValueError(f"anchors must share a leading axis; got shapes {shapes}")
+    block_size = check_count(block_size, "block_size", shapes[0])
     num_rows = shapes[0][0]
     block_size = max(1, min(block_size, num_rows))
     num_blocks = -(-num_rows // block_size)

@@ -1,5 +1,25 @@
-"""Settings for the whole suite: implicit rank promotion is an error, as in careful user code."""
+"""Settings for the whole suite: implicit rank promotion is an error, as in careful user code.
 
-import jax
+Compiled programs are shared between tests, workers and the processes that tests start, in a folder
+that lives as long as the session.
+"""
+
+import os
+import shutil
+import tempfile
+
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_OWNS_CACHE = "PYTEST_XDIST_WORKER" not in os.environ
+
+if _OWNS_CACHE:
+    os.environ[_CACHE_VARIABLE] = tempfile.mkdtemp(prefix="aadml_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jax  # noqa: E402 (reads the variables above)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_unconfigure():
+    if _OWNS_CACHE:
+        shutil.rmtree(os.environ[_CACHE_VARIABLE], ignore_errors=True)

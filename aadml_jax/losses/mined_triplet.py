@@ -53,7 +53,7 @@ def semihard_triplet_loss(
     ordered_keys = jnp.take_along_axis(negative_keys, order, axis=1)
 
     last = jnp.sum(negatives, axis=1, keepdims=True, dtype=jnp.int32) - 1
-    farther = count_below(ordered_keys, keys, or_equal=True)
+    farther = count_below(ordered_keys, keys + 1)
     # "The largest" may stand in several columns; step back to the first of them.
     largest = count_below(ordered_keys, jnp.take_along_axis(ordered_keys, last, axis=1))
     place = jnp.where(farther <= last, farther, largest)

@@ -28,10 +28,14 @@ def _violation_weights(
     num_positives = jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.int32)
     num_negatives = jnp.sum(negatives, axis=1, keepdims=True, dtype=jnp.int32)
 
-    per_positive = count_below(sorted_keys(negative_keys, negatives), positive_keys)
-    per_negative = num_positives - count_below(
-        sorted_keys(positive_keys, positives), negative_keys, or_equal=True
+    # One sort and one search serve both sides, stacked: XLA takes seconds to compile each of them.
+    # Keys are integers, so that the positives ≤ a negative are those below the next key.
+    sides = jnp.concatenate([negatives, positives])
+    sorted_sides = sorted_keys(jnp.concatenate([negative_keys, positive_keys]), sides)
+    per_positive, not_violating = jnp.split(
+        count_below(sorted_sides, jnp.concatenate([positive_keys, negative_keys + 1])), 2
     )
+    per_negative = num_positives - not_violating
     counts = jnp.where(positives, per_positive, jnp.where(negatives, -per_negative, 0))
     # Divided one after the other: the number of triplets of a row can exceed an int32.
     return divide_or_zero(

@@ -13,13 +13,14 @@ from aadml_jax.errors import UserError
 from aadml_jax.objective import DISTANCES, LABEL_LOSSES, METRIC_LOSSES, ObjectiveOptions
 
 DEFAULT_BATCH_SIZE = 400
+SMOKE_BATCH_SIZE = 100
 SMOKE_TRAIN_ROWS = 300
 SMOKE_TEST_ROWS = 100
 _SMOKE_PRESET = {
-    "epochs": 3,
-    "eval_every": 1,
-    "batch_size": 50,
-    "hidden_sizes": (64, 64, 64),
+    "epochs": 20,
+    "eval_every": 5,
+    "hidden_sizes": (128, 128, 128),
+    "learning_rate": 1e-3,
 }
 
 
@@ -49,7 +50,7 @@ class TrainConfig:
     )
     smoke: bool = _setting(
         False,
-        f"shrink the run to seconds: {SMOKE_TRAIN_ROWS} training rows, narrow towers, 3 epochs, "
+        f"shrink the run to seconds: {SMOKE_TRAIN_ROWS} training rows, narrow towers, 20 epochs, "
         "unless these are set by flags of their own",
     )
     epochs: int | None = _setting(
@@ -203,13 +204,14 @@ def resolve(config: TrainConfig, num_train: int) -> TrainConfig:
     Raises:
       UserError: if an explicit batch size exceeds the training rows.
     """
+    default_batch_size = min(SMOKE_BATCH_SIZE if config.smoke else DEFAULT_BATCH_SIZE, num_train)
     if config.batch_size is not None and config.batch_size > num_train:
         raise UserError(
             f"--batch_size={config.batch_size} exceeds the {num_train} training rows; "
-            f"choose at most {num_train}, or leave it out for {min(DEFAULT_BATCH_SIZE, num_train)}"
+            f"choose at most {num_train}, or leave it out for {default_batch_size}"
         )
     return dataclasses.replace(
         config,
         epochs=config.epochs or DATASETS[config.dataset].default_epochs,
-        batch_size=config.batch_size or min(DEFAULT_BATCH_SIZE, num_train),
+        batch_size=config.batch_size or default_batch_size,
     )

@@ -1,0 +1,76 @@
+"""MAP over several seeds, with and without anchor awareness, beside the references.
+
+    python -m benchmarks.map_over_seeds --dataset=synthetic
+    python -m benchmarks.map_over_seeds --dataset=features --features_file=FILE.h5
+
+Takes every flag of `experiments.train` but --workdir, --seed and --anchor_aware; each run starts in
+a folder of its own that is removed afterwards.
+"""
+
+import contextlib
+import dataclasses
+import io
+import statistics
+import tempfile
+import time
+
+from absl import flags
+
+from aadml_jax.data import load_dataset
+from aadml_jax.training import config as configuration
+from aadml_jax.training.evaluation import DIRECTIONS
+from aadml_jax.training.loop import run_training
+from aadml_jax.training.run_folder import RunFolder, versions
+from experiments import command_line
+
+command_line.define_flags(configuration.TrainConfig)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "number of seeds: 0, 1, …", lower_bound=2)
+
+
+def main() -> None:
+    """Runs all seeds of both variants and prints mean ± standard deviation."""
+    config, explicit = command_line.config_from_flags(configuration.TrainConfig)
+    configuration.check(config)
+    command_line.set_up_compilation_cache(config.compilation_cache)
+    config = configuration.apply_smoke_preset(config, explicit)
+    dataset = load_dataset(
+        config.dataset, data_dir=config.data_dir, features_file=config.features_file
+    )
+    dataset = configuration.apply_smoke_subset(config, dataset)
+    config = configuration.resolve(config, len(dataset.train))
+    print(", ".join(f"{name} {version}" for name, version in versions().items()))
+    print(
+        f"{dataset.name}: {len(dataset.train)} / {len(dataset.test)} rows, {config.epochs} epochs, "
+        f"batch size {config.batch_size}, {_SEEDS.value} seeds\n"
+    )
+    print(f"{'MAP':22}{'audio→visual':>16}{'visual→audio':>16}{'mean':>16}{'s a run':>9}")
+    result = {}
+    for name, anchor_aware in (("plain", False), ("anchor-aware", True)):
+        maps, seconds = [], []
+        for seed in range(_SEEDS.value):
+            started = time.monotonic()
+            with tempfile.TemporaryDirectory() as workdir, RunFolder(workdir) as folder:
+                one = dataclasses.replace(
+                    config, workdir=workdir, seed=seed, anchor_aware=anchor_aware
+                )
+                with contextlib.redirect_stdout(io.StringIO()):
+                    result = run_training(one, dataset, folder)
+            maps.append(result["map"])
+            seconds.append(time.monotonic() - started)
+        cells = []
+        for direction in DIRECTIONS:
+            values = [values[direction] for values in maps]
+            cells.append(f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}")
+        row = "".join(f"{cell:>16}" for cell in cells)
+        print(f"{name:22}{row}{statistics.median(seconds):>9.0f}", flush=True)
+    if result["bayes_reference"] is not None:
+        values = result["bayes_reference_map"]
+        row = "".join(f"{values[direction]:>16.3f}" for direction in DIRECTIONS)
+        print(f"{'Bayes reference':22}{row}")
+    print(
+        f"{'chance':22}{result['chance']:>16.3f}{result['chance']:>16.3f}{result['chance']:>16.3f}"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,273 @@
+"""The binaries as a user runs them: processes, kills, exit statuses, files."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from aadml_jax.data import SyntheticSpec, make_synthetic
+
+ROOT = pathlib.Path(__file__).parents[2]
+DIGITS = ROOT.parent / "shared" / "data" / "fsdd_mnist.h5"
+SMALL = ("--epochs=6", "--eval_every=2", "--hidden_sizes=16,16", "--learning_rate=0.01")
+
+
+def start(binary, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{binary}", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(binary, *arguments):
+    """Runs a binary to its end; returns exit status, output and errors."""
+    process = start(binary, *arguments)
+    output, errors = process.communicate(timeout=240)
+    return process.returncode, output, errors
+
+
+def write_feature_file(path, seed=0, audio_dim=8):
+    spec = SyntheticSpec(
+        num_classes=3, audio_dim=audio_dim, visual_dim=12, train_size=50, test_size=20, seed=seed
+    )
+    dataset = make_synthetic(spec)
+    with h5py.File(path, "w") as file:
+        for split, rows in (("train", dataset.train), ("test", dataset.test)):
+            file[f"audio_{split}"] = rows.audio
+            file[f"visual_{split}"] = rows.visual
+            file[f"lab_{split}"] = rows.labels + 1
+    return path
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return write_feature_file(tmp_path_factory.mktemp("data") / "features.h5")
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory, features):
+    """A finished run and the command that made it."""
+    folder = tmp_path_factory.mktemp("run")
+    flags = ("--dataset=features", f"--features_file={features}", *SMALL)
+    status, output, errors = run("train", f"--workdir={folder}", *flags)
+    assert status == 0, errors
+    return folder, flags, output
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def without_seconds(folder):
+    return {**result_of(folder), "seconds": None}
+
+
+def test_training_prints_progress_and_a_table_and_writes_the_promised_files(small_run):
+    folder, _, output = small_run
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoints", "result.json"} <= names
+    assert "50 training and 20 test pairs, 3 classes; 6 epochs, batch size 50" in output
+    assert output.count("\nepoch ") == 6
+    result = result_of(folder)
+    table = [line.split() for line in output.splitlines()]
+    shown = next(row[1:] for row in table if row[:1] == ["MAP"])
+    assert shown == [f"{result['map'][name]:.3f}" for name in result["map"]]
+    assert result["bayes_reference"] is None
+    assert "Bayes" not in output
+    assert json.loads((folder / "config.json").read_text())["config"]["batch_size"] == 50
+
+
+def test_evaluate_repeats_the_reported_map(small_run, tmp_path):
+    folder, _, _ = small_run
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    status, output, errors = run(
+        "evaluate", f"--checkpoint={folder}", f"--output={tmp_path / 'numbers.json'}"
+    )
+    assert (status, errors) == (0, "")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    result = result_of(folder)
+    for name in ("map", "prefix_map", "chance", "precision_at_k"):
+        assert numbers[name] == result[name]
+    assert f"{result['map']['mean']:.3f}" in output
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == files
+
+
+def test_evaluate_takes_another_file_of_the_same_dimensions(small_run, tmp_path):
+    folder, _, _ = small_run
+    other = write_feature_file(tmp_path / "other.h5", seed=1)
+    status, output, _ = run("evaluate", f"--checkpoint={folder}", f"--features_file={other}")
+    assert status == 0
+    assert f"20 test pairs of {other}" in output
+    wide = write_feature_file(tmp_path / "wide.h5", audio_dim=9)
+    status, _, errors = run("evaluate", f"--checkpoint={folder}", f"--features_file={wide}")
+    assert status == 2
+    assert "has 9 columns" in errors
+    assert errors.count("\n") == 1
+
+
+def test_evaluate_notices_that_the_data_changed(small_run, tmp_path):
+    _, flags, _ = small_run
+    moved = tmp_path / "data.h5"
+    write_feature_file(moved)
+    flags = ["--smoke" if flag.startswith("--features_file") else flag for flag in flags]
+    train = run("train", f"--workdir={tmp_path / 'run'}", f"--features_file={moved}", *flags)
+    assert train[0] == 0, train[2]
+    write_feature_file(moved, seed=1)
+    status, _, errors = run("evaluate", f"--checkpoint={tmp_path / 'run'}")
+    assert status == 2
+    assert f"{moved} does not hold the data of this run any more" in errors
+
+
+def wait_for_lines(process, path, count):
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.002)
+    assert process.poll() is None, process.communicate()
+    raise AssertionError(f"no {count} lines in {path}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("lines", [1, 3])
+def test_a_stopped_run_resumes_to_the_same_bytes(small_run, tmp_path, number, lines):
+    folder, flags, _ = small_run
+    process = start("train", f"--workdir={tmp_path}", *flags)
+    wait_for_lines(process, tmp_path / "metrics.jsonl", lines)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:  # a signal that comes during the very last evaluation finds the run done
+        assert process.returncode in (0, 1), errors
+        stopped = "stopped by SIGTERM" in errors and "the same command resumes" in errors
+        assert stopped == (process.returncode == 1)
+    status, _, errors = run("train", f"--workdir={tmp_path}", *flags)
+    assert status == 0, errors
+    assert without_seconds(tmp_path) == without_seconds(folder)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+    assert final_bytes(tmp_path) == final_bytes(folder)
+
+
+def final_bytes(folder):
+    import jax
+
+    from aadml_jax.training.loop import restore_for_evaluation
+
+    stored = json.loads((folder / "config.json").read_text())
+    _, state, _ = restore_for_evaluation(folder, stored, "latest")
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--no_such_flag"], "Unknown command line flag 'no_such_flag'"),
+        (["--epochs=many"], "--epochs=many"),
+        (["--loss=arcface"], "--loss=arcface"),
+        (["train"], "unexpected argument 'train'"),
+        (["--dataset=vegas"], "vegas_feature.h5"),
+        (["--dataset=features", "--features_file=absent.h5"], "absent.h5 does not exist"),
+        (["--batch_size=2001"], "--batch_size=2001 exceeds the 2000 training rows"),
+        (["--dropout=1"], "--dropout=1.0 must be"),
+        (["--workdir=/proc/nowhere"], "--workdir=/proc/nowhere cannot be written to"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(tmp_path, flags, said):
+    if not any(flag.startswith("--workdir") for flag in flags):
+        flags = [f"--workdir={tmp_path / 'run'}", *flags]
+    status, _, errors = run("train", *flags)
+    assert status == 2
+    assert said in errors
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+
+
+def test_another_configuration_in_the_folder_is_one_line_and_status_2(small_run):
+    folder, flags, _ = small_run
+    before = (folder / "metrics.jsonl").read_bytes()
+    status, _, errors = run("train", f"--workdir={folder}", *flags, "--margin=0.5")
+    assert status == 2
+    assert "checkpoint of another configuration: --margin was 1.0, now 0.5" in errors
+    assert errors.count("\n") == 1
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "--checkpoint is needed"),
+        (["--checkpoint=absent"], "absent/config.json cannot be read"),
+        (["--checkpoint=absent", "--which=worst"], "--which=worst"),
+    ],
+)
+def test_evaluate_names_mistakes(flags, said):
+    status, _, errors = run("evaluate", *flags)
+    assert status == 2
+    assert said in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_second_run_in_the_same_folder_is_refused(small_run):
+    from aadml_jax.training.run_folder import RunFolder
+
+    folder, flags, _ = small_run
+    with RunFolder(folder):
+        status, _, errors = run("train", f"--workdir={folder}", *flags)
+    assert status == 2
+    assert "in use by another run" in errors
+
+
+def test_smoke_run_on_the_default_data_takes_seconds_and_learns(tmp_path):
+    status, output, errors = run("train", "--smoke", f"--workdir={tmp_path}")
+    assert status == 0, errors
+    result = result_of(tmp_path)
+    assert result["map"]["mean"] > result["chance"] + 0.2
+    assert 0.85 < result["bayes_reference"] < 0.96
+    assert "Bayes reference" in output
+
+
+def test_tensorboard_needs_its_extra(tmp_path, small_run):
+    _, flags, _ = small_run
+    installed = importlib.util.find_spec("tensorboardX") is not None
+    status, _, errors = run("train", f"--workdir={tmp_path}", *flags, "--tensorboard")
+    if installed:
+        assert status == 0, errors
+        assert list((tmp_path / "tensorboard").iterdir())
+    else:
+        assert status == 2
+        assert "aadml_jax[tensorboard]" in errors
+
+
+@pytest.mark.skipif(not DIGITS.exists(), reason="the digits features are not beside the project")
+def test_smoke_run_on_spoken_and_written_digits(tmp_path):
+    status, _, errors = run(
+        "train", "--smoke", "--dataset=features", f"--features_file={DIGITS}",
+        f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert status == 0, errors
+    assert result_of(tmp_path)["map"]["mean"] > 0.5
+
+
+def test_environment_is_not_required_to_be_the_repository(small_run):
+    """The run folder is absolute: evaluation works from elsewhere."""
+    folder, _, _ = small_run
+    run_elsewhere = subprocess.run(
+        [sys.executable, "-m", "experiments.evaluate", f"--checkpoint={folder}"],
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run_elsewhere.returncode == 0, run_elsewhere.stderr

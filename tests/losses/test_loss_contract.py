@@ -1,0 +1,333 @@
+"""What holds for every loss: one line in LOSSES puts a new loss under all of it."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+import aadml_jax as aa
+
+RANGES = {"distances": (0.0, 2.0), "similarities": (-1.0, 1.0)}
+
+
+class Loss(NamedTuple):
+    """A loss, the oracle of its rows, what its matrix holds, and parameters to test it at."""
+
+    name: str
+    oracle: Callable
+    needs: str
+    params: dict
+
+    def __call__(self, *args, **kwargs):
+        return getattr(aa, self.name)(*args, **(self.params | kwargs))
+
+    def rows(self, matrix, relevance, where=None, **params):
+        """The values per row, compiled once per shape for the whole file."""
+        return compiled_rows(self.name)(matrix, relevance, where, self.params | params)
+
+    def value_and_gradients(self, matrix, relevance, where=None, **params):
+        """The mean and its gradients in the matrix and in the parameters, compiled likewise."""
+        value, (in_matrix, in_params) = compiled_gradients(self.name)(
+            matrix, relevance, where, self.params | params
+        )
+        return value, in_matrix, in_params
+
+    def gradient(self, *args):
+        return self.value_and_gradients(*args)[1]
+
+    def expected(self, matrix, relevance, where=None, **params):
+        return oracles.by_row(self.oracle, matrix, relevance, where, **(self.params | params))
+
+    def case(self, seed, n=5, m=7):
+        matrix, relevance, where = oracles.pair_case(seed, n, m, *RANGES[self.needs])
+        return jnp.asarray(matrix, jnp.float32), jnp.asarray(relevance), jnp.asarray(where)
+
+    def degenerate(self):
+        matrix, relevance, where = oracles.degenerate_case(11, *RANGES[self.needs])
+        return jnp.asarray(matrix, jnp.float32), jnp.asarray(relevance), jnp.asarray(where)
+
+
+LOSSES = (
+    Loss("contrastive_loss", oracles.contrastive_row, "distances", {"margin": 0.8}),
+    Loss("triplet_loss", oracles.triplet_row, "distances", {"margin": 0.4}),
+    Loss("semihard_triplet_loss", oracles.semihard_triplet_row, "distances", {"margin": 0.4}),
+    Loss("hard_triplet_loss", oracles.hard_triplet_row, "distances", {"margin": 0.4}),
+)
+
+
+@functools.cache
+def compiled_rows(name):
+    function = getattr(aa, name)
+    return jax.jit(lambda x, r, w, params: function(x, r, where=w, reduce_fn=None, **params))
+
+
+@functools.cache
+def compiled_gradients(name):
+    function = getattr(aa, name)
+    return jax.jit(
+        jax.value_and_grad(lambda x, r, w, params: function(x, r, where=w, **params), (0, 3))
+    )
+
+
+@pytest.fixture(params=LOSSES, ids=lambda loss: loss.name)
+def loss(request):
+    return request.param
+
+
+def close(actual, expected, rtol=1e-5, atol=1e-6):
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_each_row_equals_the_float64_loop(loss, seed, masked):
+    matrix, relevance, where = loss.case(seed)
+    where = where if masked else None
+    expected = loss.expected(matrix, relevance, where)
+    assert np.count_nonzero(expected) >= 3  # the case has something to get wrong
+    close(loss.rows(matrix, relevance, where), expected)
+
+
+@pytest.mark.parametrize("factor", [-0.5, 0.0, 0.5, 2.0, 4.0])
+def test_parameters_reach_the_formula(loss, factor):
+    matrix, relevance, where = loss.case(3)
+    for name, value in loss.params.items():
+        changed = {name: value * factor}
+        expected = loss.expected(matrix, relevance, where, **changed)
+        close(loss.rows(matrix, relevance, where, **changed), expected)
+
+
+@hypothesis.settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@hypothesis.given(data=st.data())
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+def test_any_mask_and_any_ties_equal_the_float64_loop(loss, data):
+    low, high = RANGES[loss.needs]
+    eighths = st.integers(int(low * 8), int(high * 8))
+    matrix = data.draw(hnp.arrays(np.int32, (3, 6), elements=eighths)) / np.float32(8)
+    relevance, where = (data.draw(hnp.arrays(np.bool_, (3, 6))) for _ in range(2))
+    actual = loss.rows(matrix, relevance, where)
+    close(actual, loss.expected(matrix, relevance, where))
+
+
+def test_default_reduction_is_the_mean_over_all_rows_with_empty_ones_in_it(loss):
+    matrix, relevance, where = loss.degenerate()
+    expected = loss.expected(matrix, relevance, where)
+    assert 0 < np.count_nonzero(expected) < len(expected)
+    mean, largest, rows = jax.jit(
+        lambda x: (
+            loss(x, relevance, where=where),
+            loss(x, relevance, where=where, reduce_fn=jnp.max),
+            loss(x, relevance, where=where, reduce_fn=None),
+        )
+    )(matrix)
+    assert (mean.shape, rows.shape) == ((), (6,))
+    close(mean, expected.sum() / 6)
+    close(largest, expected.max())
+    close(rows, expected)
+
+
+def test_rows_with_nothing_to_compare_have_finite_gradients(loss):
+    _, in_matrix, in_params = loss.value_and_gradients(*loss.degenerate())
+    assert np.all(np.isfinite(in_matrix)) and np.all(np.isfinite(list(in_params.values())))
+    assert np.any(in_matrix[0])
+    assert not np.any(in_matrix[5])  # everything is excluded
+
+
+def test_where_is_the_same_as_dropping_columns(loss):
+    matrix, relevance, _ = loss.case(4)
+    keep = np.array([True, False, True, True, False, True, True])
+    where = jnp.asarray(np.broadcast_to(keep, relevance.shape))
+    value, gradient, _ = loss.value_and_gradients(matrix, relevance, where)
+    other, dropped, _ = loss.value_and_gradients(matrix[:, keep], relevance[:, keep])
+    close(value, float(other))
+    close(gradient[:, keep], np.asarray(dropped))
+    assert np.any(dropped) and not np.any(gradient[:, ~keep])
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 3e38])
+def test_excluded_entries_reach_neither_value_nor_gradient(loss, garbage):
+    matrix, relevance, where = loss.case(5)
+    spoiled = jnp.where(where, matrix, garbage)
+    value, gradient, slopes = loss.value_and_gradients(spoiled, relevance, where)
+    clean_value, clean_gradient, clean_slopes = loss.value_and_gradients(matrix, relevance, where)
+    close(value, float(clean_value))
+    close(gradient, np.asarray(clean_gradient))
+    close(list(slopes.values()), list(clean_slopes.values()))
+    assert np.any(gradient) and not np.any(np.asarray(gradient)[~np.asarray(where)])
+
+
+def test_excluded_entries_reach_no_derivative_in_forward_mode(loss):
+    matrix, relevance, where = loss.case(5)
+    tangent = jnp.asarray(np.random.default_rng(5).normal(size=(5, 7)), jnp.float32)
+    forward = jax.jit(
+        lambda x, t: jax.jvp(lambda x: loss(x, relevance, where=where), (x,), (t,))[1]
+    )
+    clean = forward(matrix, tangent)
+    spoiled = forward(*(jnp.where(where, x, jnp.nan) for x in (matrix, tangent)))
+    close(spoiled, float(clean))
+    assert float(clean) != 0
+
+
+def test_nan_in_a_compared_entry_shows_in_its_row_alone(loss):
+    matrix, relevance, where = loss.case(6)
+    for i, relevant in ((1, True), (3, False)):
+        j = np.flatnonzero(np.asarray(where[i]) & (np.asarray(relevance[i]) == relevant))[0]
+        rows = loss.rows(matrix.at[i, j].set(jnp.nan), relevance, where)
+        np.testing.assert_array_equal(np.isnan(rows), np.arange(5) == i)
+
+
+def test_order_of_rows_and_columns_does_not_matter(loss):
+    matrix, relevance, where = loss.case(7)
+    rows, columns = np.array([3, 0, 4, 1, 2]), np.array([5, 2, 0, 6, 1, 4, 3])
+    take = np.ix_(rows, columns)
+    shuffled = (matrix[take], relevance[take], where[take])
+    close(loss.rows(*shuffled), np.asarray(loss.rows(matrix, relevance, where))[rows])
+    close(loss.gradient(*shuffled), np.asarray(loss.gradient(matrix, relevance, where))[take])
+
+
+def test_rows_never_look_at_each_other(loss):
+    matrix, relevance, where = loss.case(8)
+    jacobian = jax.jit(jax.jacrev(lambda x: loss(x, relevance, where=where, reduce_fn=None)))(
+        matrix
+    )
+    for i in range(5):
+        assert not np.any(np.delete(np.asarray(jacobian[i]), i, axis=0))
+    assert np.any(jacobian)
+
+
+def test_gradients_in_matrix_and_parameters_equal_finite_differences(loss):
+    with oracles.x64():
+        matrix, relevance, where = oracles.pair_case(9, 5, 7, *RANGES[loss.needs])
+
+        @jax.jit
+        def value(matrix, params):
+            return loss(matrix, relevance, where=where, **params)
+
+        args = (jnp.asarray(matrix), {k: jnp.float64(v) for k, v in loss.params.items()})
+        check_grads(value, args, order=1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6, eps=1e-6)
+        _, gradient, slopes = loss.value_and_gradients(matrix, relevance, where)
+        for name, number in loss.params.items():
+            numeric = oracles.finite_difference(
+                lambda x, name=name: loss.expected(matrix, relevance, where, **{name: x}).mean(),
+                number,
+            )
+            close(slopes[name], numeric, rtol=1e-6)
+            assert numeric != 0
+        tangent = np.random.default_rng(10).normal(size=matrix.shape)
+        numeric = oracles.finite_difference(
+            lambda t: loss.expected(matrix + t * tangent, relevance, where).mean(), 0.0
+        )
+        close(jnp.sum(gradient * tangent), numeric, rtol=1e-6)
+        forward = jax.jit(lambda x, t: jax.jvp(lambda x: value(x, loss.params), (x,), (t,))[1])
+        close(forward(matrix, tangent), numeric, rtol=1e-6)
+
+
+def test_jit_and_checkpoint_change_nothing(loss):
+    matrix, relevance, where = loss.case(12)
+    value, gradient, _ = loss.value_and_gradients(matrix, relevance, where)
+    close(loss(matrix, relevance, where=where), float(value))
+    again = jax.jit(jax.grad(jax.checkpoint(lambda x: loss(x, relevance, where=where))))(matrix)
+    close(again, np.asarray(gradient))
+    assert np.any(gradient)
+
+
+def test_vmap_over_batches_equals_a_loop(loss):
+    cases = [loss.case(seed) for seed in (13, 14, 15)]
+    batch = [jnp.stack(part) for part in zip(*cases, strict=True)]
+    run = jax.value_and_grad(lambda x, r, w: loss(x, r, where=w))
+    values, gradients = jax.jit(jax.vmap(run))(*batch)
+    for case, value, gradient in zip(cases, values, gradients, strict=True):
+        close(value, loss.expected(*case).mean())
+        close(gradient, np.asarray(loss.gradient(*case)))
+
+
+def test_parameters_can_be_a_vmap_axis(loss):
+    matrix, relevance, where = loss.case(16)
+    for name, number in loss.params.items():
+        sweep = jnp.asarray([0.5, 1.0, 1.5, 2.0], jnp.float32) * number
+        run = jax.value_and_grad(
+            lambda x, name=name: loss(matrix, relevance, where=where, **{name: x})
+        )
+        values, slopes = jax.jit(jax.vmap(run))(sweep)
+        for x, value, slope in zip(np.asarray(sweep, np.float64), values, slopes, strict=True):
+
+            def expected(x, name=name):
+                return loss.expected(matrix, relevance, where, **{name: x}).mean()
+
+            close(value, expected(x))
+            close(slope, oracles.finite_difference(expected, x), rtol=1e-4)
+
+
+def test_bfloat16_is_computed_in_float32(loss):
+    matrix, relevance, where = loss.case(17)
+    matrix = matrix.astype(jnp.bfloat16)
+    rows = loss.rows(matrix, relevance, where)
+    assert rows.dtype == jnp.float32
+    close(rows, loss.expected(matrix, relevance, where))
+    assert jax.eval_shape(jax.grad(loss), matrix, relevance).dtype == jnp.bfloat16
+
+
+def test_float64_stays_float64_and_float32_stays_float32(loss):
+    with oracles.x64():
+        matrix, relevance, where = oracles.pair_case(9, 5, 7, *RANGES[loss.needs])
+        value, gradient, _ = loss.value_and_gradients(matrix, relevance, where)
+        assert (value.dtype, gradient.dtype) == (jnp.float64, jnp.float64)
+        close(value, loss.expected(matrix, relevance, where).mean(), rtol=1e-13, atol=0)
+        single = matrix.astype(np.float32)
+        assert jax.eval_shape(loss, single, relevance).dtype == jnp.float32
+        assert jax.eval_shape(jax.grad(loss), single, relevance).dtype == jnp.float32
+
+
+def test_relevance_and_where_may_be_integers_and_numpy(loss):
+    matrix, relevance, where = (np.asarray(part) for part in loss.case(19))
+    expected = loss.expected(matrix, relevance, where)
+    close(loss.rows(matrix, relevance.astype(np.int32), where.astype(np.uint8)), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4, 1)])
+def test_single_rows_and_columns(loss, shape):
+    matrix, relevance, _ = oracles.pair_case(20, 4, 4, *RANGES[loss.needs])
+    matrix, relevance = matrix[: shape[0], : shape[1]], relevance[: shape[0], : shape[1]]
+    rows = loss.rows(matrix.astype(np.float32), relevance)
+    assert rows.shape == shape[:1]
+    close(rows, loss.expected(matrix, relevance))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "relevance", "where"),
+    [
+        ((5, 7), (5, 6), None),
+        ((5, 7), (7, 5), None),
+        ((5, 7), (5, 1), None),
+        ((5, 7), (7,), None),
+        ((5, 7), (5, 7), (5, 6)),
+        ((5, 7), (5, 7), (1, 7)),
+        ((7,), (7,), None),
+        ((2, 5, 7), (2, 5, 7), None),
+    ],
+)
+def test_shapes_that_do_not_fit_raise_an_error_that_prints_them(loss, matrix, relevance, where):
+    shapes = [shape for shape in (matrix, relevance, where) if shape is not None]
+    arrays = [jnp.zeros(matrix), jnp.ones(relevance, bool)]
+    mask = None if where is None else jnp.ones(where, bool)
+    with pytest.raises(ValueError) as error:
+        loss(*arrays, where=mask)
+    wrong = shapes if len(set(shapes)) == 1 else [matrix, next(s for s in shapes if s != matrix)]
+    assert all(str(shape) in str(error.value) for shape in wrong)
+
+
+def test_masks_that_are_not_boolean_or_integer_raise(loss):
+    matrix, relevance, where = loss.case(21)
+    with pytest.raises(ValueError):
+        loss(matrix, relevance.astype(jnp.float32))
+    with pytest.raises(ValueError):
+        loss(matrix, relevance, where=where.astype(jnp.float32))

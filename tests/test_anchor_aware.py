@@ -1,0 +1,203 @@
+"""Anchor-aware proxies: attention of each anchor over its neighbours in the graph."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax.test_util import check_grads
+
+import aadml_jax as aa
+
+
+@pytest.fixture(params=["neighbor", "channel"])
+def attention(request):
+    return request.param
+
+
+def run(embeddings, labels, rows=None, **options):
+    """The proxies, compiled once per shape and options for the whole file."""
+    return oracles.compiled(aa.anchor_aware_proxies, **options)(embeddings, labels, rows=rows)
+
+
+def case(seed, n=9, d=4):
+    """Random embeddings whose classes have 1, 3 and 5 members."""
+    rng = np.random.default_rng(seed)
+    embeddings = jnp.asarray(rng.normal(size=(n, d)) * 1.5, jnp.float32)
+    return embeddings, jnp.asarray(rng.permutation([0, 1, 1, 1, 2, 2, 2, 2, 2]), jnp.int32)
+
+
+def close(actual, expected, rtol=1e-5, atol=1e-6):
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("num_neighbors", "same_class"), [(1, True), (4, True), (4, False), (11, True)]
+)
+def test_equals_the_float64_loop(attention, num_neighbors, same_class):
+    embeddings, labels = case(0)
+    options = {
+        "num_neighbors": num_neighbors,
+        "attention": attention,
+        "same_class": same_class,
+    }
+    actual = run(embeddings, labels, **options)
+    assert (actual.shape, actual.dtype) == ((9, 4), jnp.float32)
+    close(actual, oracles.proxies(embeddings, labels, **options))
+
+
+def test_neighbor_attention_by_hand():
+    embeddings = jnp.array([[1.0, 0.0], [2.0, 1.0], [5.0, 5.0]])
+    actual = run(embeddings, jnp.array([0, 0, 1]), num_neighbors=2)
+    own, other = math.exp(1 / math.sqrt(2)), math.exp(2 / math.sqrt(2))  # of anchor 0
+    share = other / (own + other)
+    close(actual[0], [1 + share, share])  # (1 − share) · [1, 0] + share · [2, 1]
+    own, other = math.exp(5 / math.sqrt(2)), math.exp(2 / math.sqrt(2))  # of anchor 1
+    share = other / (own + other)
+    close(actual[1], [2 - share, 1 - share])
+    close(actual[2], [5.0, 5.0])  # alone in its class
+
+
+def test_channel_attention_by_hand():
+    embeddings = jnp.array([[1.0, 0.0], [2.0, 1.0], [5.0, 5.0]])
+    actual = run(embeddings, jnp.array([0, 0, 1]), num_neighbors=2, attention="channel")
+    root = math.sqrt(2)
+    with_itself = [math.exp(1 / root) / (math.exp(1 / root) + 1), 0.5]
+    with_other = [math.exp(2 / root) / (math.exp(2 / root) + math.exp(1 / root)), 0.5]
+    close(actual[0], [(with_itself[0] + with_other[0]) / 2, 0.5])  # the anchor [1, 0] is the value
+    close(actual[2], [5.0, 5.0])
+
+
+def test_defaults_are_three_neighbours_of_the_own_class_and_neighbor_attention():
+    embeddings, labels = case(1)
+    expected = oracles.proxies(
+        embeddings, labels, num_neighbors=3, attention="neighbor", same_class=True
+    )
+    close(run(embeddings, labels), expected)
+
+
+@pytest.mark.parametrize("same_class", [True, False])
+def test_one_neighbour_returns_the_embeddings_bit_for_bit(same_class):
+    embeddings, labels = case(2)
+    for factor in (1.0, 1e-3, 1e25):  # the squares of the last overflow
+        actual = run(embeddings * factor, labels, num_neighbors=1, same_class=same_class)
+        np.testing.assert_array_equal(actual, embeddings * factor)
+
+
+def test_one_neighbour_has_the_identity_as_derivative():
+    embeddings, labels = case(2)
+    scale = jnp.asarray(np.random.default_rng(2).normal(size=(9, 4)), jnp.float32)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(run(x, labels, num_neighbors=1) * scale)))(
+        embeddings
+    )
+    close(gradient, np.asarray(scale))
+
+
+def test_a_sample_of_another_class_changes_nothing(attention):
+    embeddings, labels = case(3)
+    i = int(np.flatnonzero(np.asarray(labels) == 1)[0])
+    others = np.asarray(labels) != 1
+    options = {"num_neighbors": 4, "attention": attention}
+    plain = run(embeddings, labels, **options)
+    for value in (100.0, jnp.nan):
+        moved = run(embeddings.at[i].set(value), labels, **options)
+        close(moved[others], np.asarray(plain)[others])
+
+
+def test_large_embeddings_do_not_overflow(attention):
+    embeddings, labels = case(4)
+    options = {"num_neighbors": 4, "attention": attention}
+    actual = run(embeddings * 100, labels, **options)
+    close(actual, oracles.proxies(embeddings * 100, labels, **options), rtol=1e-3)
+
+
+def test_rows_give_those_rows_of_all_proxies(attention):
+    embeddings, labels = case(5)
+    options = {"num_neighbors": 4, "attention": attention}
+    rows = jnp.array([6, 1, 1, 8])
+    some = run(embeddings, labels, rows=rows, **options)
+    close(some, np.asarray(run(embeddings, labels, **options))[rows])
+
+
+def test_proxies_follow_a_permutation_of_the_samples(attention):
+    embeddings, labels = case(6)
+    order = np.random.default_rng(6).permutation(9)
+    options = {"num_neighbors": 4, "attention": attention}
+    whole = run(embeddings, labels, **options)
+    moved = run(embeddings[order], labels[order], **options)
+    close(moved, np.asarray(whole)[order])
+
+
+def test_jit_vmap_and_checkpoint_change_nothing(attention):
+    (first, labels), (second, other_labels) = case(7), case(8)
+    options = {"num_neighbors": 4, "attention": attention}
+
+    def eager(embeddings, labels):
+        return aa.anchor_aware_proxies(embeddings, labels, **options)
+
+    close(run(first, labels, **options), np.asarray(eager(first, labels)))
+    both = jax.jit(jax.vmap(eager))(jnp.stack([first, second]), jnp.stack([labels, other_labels]))
+    close(both[0], np.asarray(run(first, labels, **options)))
+    close(both[1], np.asarray(run(second, other_labels, **options)))
+    plain, again = (
+        jax.jit(jax.grad(lambda x, f=f: jnp.sum(f(x, labels) ** 3)))(first)
+        for f in (eager, jax.checkpoint(eager))
+    )
+    close(again, np.asarray(plain))
+
+
+def test_gradient_equals_finite_differences_away_from_ties(attention):
+    with oracles.x64():
+        embeddings, labels = case(9)
+
+        options = {"num_neighbors": 4, "attention": attention}
+
+        def value(embeddings):
+            return run(embeddings, labels, **options)
+
+        embeddings = embeddings.astype(jnp.float64)
+        assert value(embeddings).dtype == jnp.float64
+        check_grads(value, (embeddings,), order=1, atol=1e-6, rtol=1e-6, eps=1e-6)
+        direction = np.random.default_rng(9).normal(size=(9, 4))
+        _, forward = jax.jvp(value, (embeddings,), (jnp.asarray(direction),))
+        numeric = oracles.finite_difference(
+            lambda t: oracles.proxies(np.asarray(embeddings) + t * direction, labels, **options),
+            0.0,
+        )
+        close(forward, numeric, rtol=1e-6)
+
+
+def test_gradients_are_finite_in_classes_smaller_than_the_graph_and_at_zero(attention):
+    embeddings, labels = case(10)
+    embeddings = embeddings.at[4].set(0.0)
+    gradient = jax.jit(
+        jax.grad(lambda x: jnp.sum(run(x, labels, num_neighbors=4, attention=attention) ** 2))
+    )(embeddings)
+    assert bool(jnp.isfinite(gradient).all()) and np.any(gradient)
+
+
+def test_bfloat16_is_computed_in_float32(attention):
+    embeddings, labels = case(11)
+    embeddings = embeddings.astype(jnp.bfloat16)
+    options = {"num_neighbors": 4, "attention": attention}
+    actual = run(embeddings, labels, **options)
+    assert actual.dtype == jnp.float32
+    close(actual, oracles.proxies(embeddings, labels, **options))
+
+
+def test_matrix_products_ask_for_full_precision(attention):
+    embeddings, labels = case(12)
+
+    def total(x):
+        return run(x, labels, num_neighbors=3, attention=attention).sum()
+
+    assert oracles.rounded_products(total, embeddings) == []
+    assert oracles.rounded_products(jax.grad(total), embeddings) == []
+
+
+def test_an_unknown_attention_raises_and_names_the_known_ones():
+    with pytest.raises(ValueError, match="anchor") as error:
+        aa.anchor_aware_proxies(*case(13), attention="anchor")
+    assert "neighbor" in str(error.value) and "channel" in str(error.value)

@@ -1,0 +1,78 @@
+"""What `import aadml_jax` brings: the names of the contract, and no heavy package."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+import aadml_jax as aa
+
+HEAVY = ("flax", "optax", "orbax", "absl", "h5py", "tensorflow_datasets", "tensorflow", "sklearn")
+LOSS = {"where": None, "reduce_fn": jnp.mean}
+METRIC = {"where": None, "reduce_fn": None}
+REQUIRED = inspect.Parameter.empty
+# name: the positional arrays, then the keyword-only parameters with their defaults
+CONTRACT = {
+    "cosine_similarity": (("a", "b"), {}),
+    "cosine_distance": (("a", "b"), {}),
+    "squared_euclidean_distance": (("a", "b"), {}),
+    "euclidean_distance": (("a", "b"), {}),
+    "same_label": (("a", "b"), {}),
+    "correlation_graph": (
+        ("embeddings", "labels"),
+        {"num_neighbors": REQUIRED, "same_class": True, "rows": None},
+    ),
+    "anchor_aware_proxies": (
+        ("embeddings", "labels"),
+        {"num_neighbors": 3, "attention": "neighbor", "same_class": True, "rows": None},
+    ),
+    "in_row_blocks": (("fn", "anchors"), {"block_size": REQUIRED}),
+    "contrastive_loss": (("distances", "relevance"), {"margin": 1.0} | LOSS),
+    "triplet_loss": (("distances", "relevance"), {"margin": 1.0} | LOSS),
+    "semihard_triplet_loss": (("distances", "relevance"), {"margin": 1.0} | LOSS),
+    "hard_triplet_loss": (("distances", "relevance"), {"margin": 1.0} | LOSS),
+    "average_precision": (("scores", "relevance"), METRIC),
+    "mean_average_precision": (("scores", "relevance"), {"where": None}),
+    "prefix_average_precision": (("scores", "relevance"), METRIC),
+    "precision_at": (("scores", "relevance"), {"k": REQUIRED} | METRIC),
+    "recall_at": (("scores", "relevance"), {"k": REQUIRED} | METRIC),
+    "cross_modal_report": (
+        ("audio", "visual", "labels"),
+        {"similarity": "cosine", "ks": (1, 5, 10), "block_size": 1024},
+    ),
+}
+
+
+def test_import_brings_no_heavy_package():
+    program = (
+        "import json, sys, aadml_jax;"
+        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    )
+    root = Path(aa.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_public_name_has_the_signature_of_the_contract(name):
+    assert name in aa.__all__
+    arrays, options = CONTRACT[name]
+    parameters = inspect.signature(getattr(aa, name)).parameters
+    positional = [p for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    assert tuple(p.name for p in positional) == arrays
+    assert all(p.default is REQUIRED for p in positional)
+    keywords = {p.name: p.default for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
+    assert keywords == options
+
+
+def test_every_public_name_exists_once_and_says_what_it_is():
+    assert len(set(aa.__all__)) == len(aa.__all__)
+    functions = [getattr(aa, name) for name in aa.__all__]
+    assert all(inspect.getdoc(f) for f in functions if callable(f))

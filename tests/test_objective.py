@@ -1,0 +1,166 @@
+"""The objective: its terms against float64 loops, its switches one by one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax.test_util import check_grads
+
+from aadml_jax.objective import ObjectiveOptions, aadml_objective
+
+RNG = np.random.default_rng(0)
+LABELS = np.array([0, 2, 1, 0, 0, 1, 2])
+AUDIO, VISUAL = RNG.normal(size=(2, 7, 3))
+ROW_LOSSES = {
+    "contrastive": oracles.contrastive_row,
+    "triplet": oracles.triplet_row,
+    "semihard_triplet": oracles.semihard_triplet_row,
+    "hard_triplet": oracles.hard_triplet_row,
+}
+PAIRWISE = {
+    "cosine": lambda a, b: 1 - oracles.pairwise(oracles.cosine, a, b),
+    "euclidean": lambda a, b: oracles.pairwise(oracles.euclidean, a, b),
+    "squared_euclidean": lambda a, b: oracles.pairwise(oracles.squared_euclidean, a, b),
+}
+
+
+def parts_of(**options):
+    objective = jax.jit(functools.partial(aadml_objective, options=ObjectiveOptions(**options)))
+    total, parts = objective(AUDIO, VISUAL, LABELS)
+    assert float(total) == float(parts["loss"])
+    return {name: float(value) for name, value in parts.items()}
+
+
+def direction(anchors, references, *, loss="triplet", distance="cosine", margin=1.0, where=None):
+    relevance = LABELS[:, None] == LABELS[None, :]
+    distances = PAIRWISE[distance](anchors, references)
+    return np.mean(oracles.by_row(ROW_LOSSES[loss], distances, relevance, where, margin=margin))
+
+
+def proxies(embeddings, **options):
+    options = {"num_neighbors": 3, **options}
+    return oracles.proxies(embeddings, LABELS, **options)
+
+
+@pytest.mark.parametrize("loss", ROW_LOSSES)
+@pytest.mark.parametrize("distance", PAIRWISE)
+def test_metric_loss_compares_proxies_with_plain_embeddings_of_the_other_modality(loss, distance):
+    options = {"loss": loss, "distance": distance, "margin": 0.7}
+    parts = parts_of(**options)
+    to_visual = direction(proxies(AUDIO), VISUAL, **options)
+    to_audio = direction(proxies(VISUAL), AUDIO, **options)
+    assert parts["metric_loss_audio_to_visual"] == pytest.approx(to_visual, rel=1e-5)
+    assert parts["metric_loss_visual_to_audio"] == pytest.approx(to_audio, rel=1e-5)
+    assert parts["metric_loss"] == pytest.approx(to_visual + to_audio, rel=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["neighbor", "channel"])
+@pytest.mark.parametrize("same_class", [True, False])
+def test_anchor_aware_options_reach_the_proxies(attention, same_class):
+    options = {"num_neighbors": 2, "attention": attention, "same_class": same_class}
+    expected = direction(proxies(AUDIO, **options), VISUAL)
+    assert parts_of(**options)["metric_loss_audio_to_visual"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_anchor_awareness_the_anchors_are_the_embeddings():
+    parts = parts_of(anchor_aware=False)
+    assert parts["metric_loss_audio_to_visual"] == pytest.approx(direction(AUDIO, VISUAL), rel=1e-5)
+    assert parts == parts_of(num_neighbors=1)
+
+
+def test_intra_modal_adds_two_directions_without_the_anchors_own_column():
+    parts = parts_of(intra_modal=True)
+    others = ~np.eye(7, dtype=bool)
+    expected = {
+        "audio_to_audio": direction(proxies(AUDIO), AUDIO, where=others),
+        "visual_to_visual": direction(proxies(VISUAL), VISUAL, where=others),
+    }
+    for name, value in expected.items():
+        assert parts[f"metric_loss_{name}"] == pytest.approx(value, rel=1e-5)
+    inter = parts_of()["metric_loss"]
+    assert parts["metric_loss"] == pytest.approx(inter + sum(expected.values()), rel=1e-5)
+
+
+def test_squared_label_loss_sums_over_classes_and_averages_over_the_batch():
+    parts = parts_of()
+    for name, outputs in (("audio", AUDIO), ("visual", VISUAL)):
+        expected = sum(
+            sum((outputs[i, c] - (LABELS[i] == c)) ** 2 for c in range(3)) for i in range(7)
+        )
+        assert parts[f"label_loss_{name}"] == pytest.approx(expected / 7, rel=1e-5)
+
+
+def test_cross_entropy_label_loss():
+    expected = 0.0
+    for outputs in (AUDIO, VISUAL):
+        for i in range(7):
+            posterior = np.exp(outputs[i]) / np.exp(outputs[i]).sum()
+            expected -= np.log(posterior[LABELS[i]]) / 7
+    assert parts_of(label_loss="cross_entropy")["label_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_scale_their_sums():
+    parts = parts_of(label_weight=0.25, metric_weight=3.0)
+    expected = 0.25 * parts["label_loss"] + 3.0 * parts["metric_loss"]
+    assert parts["loss"] == pytest.approx(expected, rel=1e-6)
+    plain = parts_of()
+    assert parts["label_loss"] == plain["label_loss"]
+    assert parts["metric_loss"] == plain["metric_loss"]
+
+
+def test_multi_hot_labels_of_one_class_equal_class_numbers():
+    one_hot = np.eye(3, dtype=bool)[LABELS]
+    for label_loss in ("squared", "cross_entropy"):
+        options = ObjectiveOptions(label_loss=label_loss, intra_modal=True)
+        total, _ = aadml_objective(AUDIO, VISUAL, one_hot, options=options)
+        expected, _ = aadml_objective(AUDIO, VISUAL, LABELS, options=options)
+        assert float(total) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_multi_hot_cross_entropy_shares_the_target_among_the_classes():
+    both = np.array([[1, 1, 0]] * 7)
+    options = ObjectiveOptions(label_loss="cross_entropy")
+    _, parts = aadml_objective(AUDIO, VISUAL, both, options=options)
+    log_posteriors = AUDIO - np.log(np.exp(AUDIO).sum(axis=1, keepdims=True))
+    expected = -np.mean((log_posteriors[:, 0] + log_posteriors[:, 1]) / 2)
+    assert float(parts["label_loss_audio"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_equals_finite_differences():
+    with oracles.x64():
+
+        @jax.jit
+        def total(audio):
+            return aadml_objective(audio, VISUAL, LABELS)[0]
+
+        check_grads(total, (jnp.asarray(AUDIO),), order=1, modes=("fwd", "rev"))
+
+
+def test_margin_can_be_traced():
+    def total(margin):
+        return aadml_objective(AUDIO, VISUAL, LABELS, options=ObjectiveOptions(margin=margin))[0]
+
+    margins = jnp.array([0.1, 1.0])
+    values = jax.vmap(total)(margins)
+    for margin, value in zip((0.1, 1.0), values, strict=True):
+        assert float(value) == pytest.approx(parts_of(margin=margin)["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "known"),
+    [("loss", "triplet"), ("distance", "cosine"), ("label_loss", "squared")],
+)
+def test_unknown_names_raise_and_list_the_known_ones(field, known):
+    with pytest.raises(ValueError, match=rf"{field} must be one of .*'{known}'.*got 'nope'"):
+        ObjectiveOptions(**{field: "nope"})
+
+
+@pytest.mark.parametrize(
+    ("visual_shape", "labels_shape"), [((7, 4), (7,)), ((7, 3), (6,)), ((7, 3), (7, 2))]
+)
+def test_shapes_that_do_not_fit_raise(visual_shape, labels_shape):
+    with pytest.raises(ValueError, match=r"\(7, "):
+        aadml_objective(AUDIO, np.ones(visual_shape), np.ones(labels_shape, int))

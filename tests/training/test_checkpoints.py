@@ -1,0 +1,160 @@
+"""Checkpoints: bytes in, bytes out, and what happens to damaged ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import logging
+
+from aadml_jax.data import FeatureStandardization
+from aadml_jax.errors import UserError
+from aadml_jax.training.checkpoints import FOLDER, Checkpoints, Progress
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.state import TrainState, init_state
+
+RNG = np.random.default_rng(0)
+
+
+def state_at(step, width=3):
+    moments = RNG.normal(size=(width, 2)).astype(np.float32)
+    return TrainState(
+        step=jnp.int32(step),
+        params={"audio": {"kernel": jnp.asarray(moments + 1)}},
+        opt_state=(jnp.asarray(moments), ()),
+        epoch_sums={"loss": jnp.float32(step)},
+        standardization=FeatureStandardization(*np.ones((4, 2), np.float32)),
+    )
+
+
+def progress_at(epoch, mean_map=None):
+    return Progress(epoch=epoch, seconds=epoch / 4, mean_map=mean_map)
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in (folder / FOLDER).iterdir() if path.name.isdecimal())
+
+
+def damage(folder, step):
+    """Cuts every data file of a checkpoint in half, as a full disk or a failing one may do."""
+    files = [path for path in (folder / FOLDER / str(step) / "state").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+
+
+def assert_same_bytes(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.asarray(left).dtype == np.asarray(right).dtype
+        assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
+
+
+def test_a_checkpoint_restores_the_same_bytes_as_host_arrays(tmp_path):
+    state = state_at(7)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, progress_at(2, 0.5))
+    with Checkpoints(tmp_path) as checkpoints:
+        restored, progress = checkpoints.restore_latest(state_at(0))
+    assert_same_bytes(restored, state)
+    assert isinstance(restored, TrainState)
+    assert isinstance(restored.params["audio"]["kernel"], np.ndarray)
+    assert progress == progress_at(2, 0.5)
+
+
+def test_the_state_of_a_real_run_survives(tmp_path):
+    statistics = FeatureStandardization(*np.ones((4, 5), np.float32))
+    config = TrainConfig(hidden_sizes=(4,))
+    state = init_state(config, num_classes=3, standardization=statistics)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, progress_at(0))
+        assert_same_bytes(checkpoints.restore_latest(state)[0], state)
+
+
+def test_saving_copies_before_the_memory_is_reused(tmp_path):
+    state = state_at(1)
+    expected = np.array(state.params["audio"]["kernel"])
+    spoil = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 9, tree), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, progress_at(1))
+        jax.block_until_ready(spoil(state.params))
+        restored, _ = checkpoints.restore_latest(state_at(0))
+    np.testing.assert_array_equal(restored.params["audio"]["kernel"], expected)
+
+
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(state_at(0)) is None
+        assert checkpoints.best() is None
+
+
+def test_the_newest_two_and_the_best_are_kept(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, mean_map in ((1, 0.3), (2, 0.9), (3, 0.5), (4, None), (5, 0.4), (6, None)):
+            checkpoints.save(state_at(step), progress_at(step, mean_map))
+        assert checkpoints.best() == (2, 0.9)
+    assert steps_in(tmp_path) == [2, 5, 6]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best() == (2, 0.9)
+
+
+def test_checkpoints_without_evaluation_are_never_best(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(1), progress_at(1))
+        assert checkpoints.best() is None
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch):
+    first = state_at(1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(first, progress_at(1, 0.1))
+        checkpoints.save(state_at(2), progress_at(2, 0.2))
+    damage(tmp_path, 2)
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))
+
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        restored, _ = checkpoints.restore_latest(state_at(0))
+    assert_same_bytes(restored, first)
+    assert steps_in(tmp_path) == [1, 2]
+    assert len(said) == 1
+    assert f"{FOLDER}/2 is damaged" in said[0]
+
+    with Checkpoints(tmp_path) as checkpoints:
+        restored, _ = checkpoints.restore_latest(state_at(0))
+        assert_same_bytes(restored, first)
+        again = state_at(2)
+        checkpoints.save(again, progress_at(2, 0.2))
+        assert_same_bytes(checkpoints.restore_latest(state_at(0))[0], again)
+
+
+def test_only_damaged_checkpoints_are_an_error_and_stay(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(1), progress_at(1))
+    damage(tmp_path, 1)
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=r"none of the checkpoints \[1\] can be read"),
+    ):
+        checkpoints.restore_latest(state_at(0))
+    assert steps_in(tmp_path) == [1]
+
+
+def test_a_checkpoint_of_other_shapes_is_named(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(1), progress_at(1))
+        with pytest.raises(
+            UserError, match=r"opt_state.* \(3, 2\).*needs .*\(5, 2\).*another conf"
+        ):
+            checkpoints.restore_latest(state_at(0, width=5))
+
+
+def test_what_a_crash_left_half_written_is_cleaned_up(tmp_path):
+    leftover = tmp_path / FOLDER / "4.orbax-checkpoint-tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "data").write_text("half")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(state_at(0)) is None
+        checkpoints.save(state_at(4), progress_at(1))
+    assert not leftover.exists()
+    assert steps_in(tmp_path) == [4]

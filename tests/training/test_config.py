@@ -1,0 +1,122 @@
+"""The configuration: defaults of the contract, resolution, and one clear line for bad values."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from aadml_jax.data import PairedFeatures, RetrievalDataset
+from aadml_jax.errors import UserError
+from aadml_jax.training import config as configuration
+from aadml_jax.training.config import TrainConfig
+
+
+def test_defaults():
+    config = TrainConfig()
+    assert (config.dataset, config.loss, config.margin) == ("synthetic", "triplet", 1.0)
+    assert (config.anchor_aware, config.num_neighbors) == (True, 3)
+    assert (config.attention, config.same_class) == ("neighbor", True)
+    assert (config.distance, config.intra_modal) == ("cosine", False)
+    assert (config.label_loss, config.label_weight, config.metric_weight) == ("squared", 1.0, 1.0)
+    assert config.standardize
+    assert (config.hidden_sizes, config.dropout) == ((1024, 1024, 1024), 0.1)
+    assert (config.learning_rate, config.eval_every, config.seed) == (1e-4, 10, 0)
+
+
+def test_every_field_has_help_and_objective_options_are_fields():
+    assert all(field.metadata["help"] for field in dataclasses.fields(TrainConfig))
+    options = TrainConfig(margin=0.3, intra_modal=True).objective_options()
+    assert (options.margin, options.intra_modal) == (0.3, True)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "num_train", "epochs", "batch_size"),
+    [("vegas", 22_482, 400, 400), ("ave", 399, 400, 399), ("synthetic", 2000, 60, 400)],
+)
+def test_defaults_that_depend_on_the_data(dataset, num_train, epochs, batch_size):
+    config = configuration.resolve(TrainConfig(dataset=dataset), num_train)
+    assert (config.epochs, config.batch_size) == (epochs, batch_size)
+
+
+def test_explicit_values_win():
+    config = TrainConfig(dataset="vegas", epochs=7, batch_size=300)
+    assert configuration.resolve(config, 300) == config
+
+
+def test_a_batch_larger_than_the_data_is_an_error():
+    with pytest.raises(UserError, match=r"--batch_size=301 exceeds the 300 training rows"):
+        configuration.resolve(TrainConfig(batch_size=301), 300)
+
+
+def test_smoke_shrinks_what_is_not_set_explicitly():
+    config = TrainConfig(smoke=True, hidden_sizes=(1024, 1024, 1024))
+    shrunk = configuration.apply_smoke_preset(config, {"smoke", "hidden_sizes"})
+    assert shrunk.hidden_sizes == (1024, 1024, 1024)
+    assert shrunk.epochs < 60
+    assert configuration.resolve(shrunk, 300).batch_size == 100
+    assert configuration.resolve(shrunk, 30).batch_size == 30
+    assert configuration.apply_smoke_preset(TrainConfig(), set()) == TrainConfig()
+
+
+def test_smoke_keeps_few_rows():
+    labels = np.arange(1000) % 4
+    rows = PairedFeatures(np.ones((1000, 2)), np.ones((1000, 3)), labels)
+    dataset = RetrievalDataset("d", rows, rows, 4, "here")
+    assert configuration.apply_smoke_subset(TrainConfig(), dataset) is dataset
+    subset = configuration.apply_smoke_subset(TrainConfig(smoke=True), dataset)
+    assert (len(subset.train), len(subset.test)) == (300, 100)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dataset", "imagenet"),
+        ("loss", "arcface"),
+        ("attention", "self"),
+        ("distance", "manhattan"),
+        ("label_loss", "hinge"),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("num_neighbors", 0),
+        ("eval_every", 0),
+        ("checkpoint_every", -1),
+        ("margin", float("nan")),
+        ("label_weight", -1.0),
+        ("metric_weight", float("inf")),
+        ("learning_rate", 0.0),
+        ("dropout", 1.0),
+        ("seed", -1),
+        ("hidden_sizes", (8, 0)),
+    ],
+)
+def test_a_bad_value_is_named_with_its_flag(field, value):
+    shown = getattr(dataclasses.replace(TrainConfig(), **{field: value}), field)
+    with pytest.raises(UserError) as error:
+        configuration.check(TrainConfig(**{field: value}))
+    message = str(error.value)
+    assert message.startswith(f"--{field}={shown} must be ")
+    assert "\n" not in message
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(UserError, match="leave nothing to train"):
+        configuration.check(TrainConfig(label_weight=0.0, metric_weight=0.0))
+
+
+def test_configuration_survives_json():
+    config = TrainConfig(hidden_sizes=(8, 9), epochs=3, margin=0.1)
+    stored = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert configuration.config_from_json(stored) == config
+
+
+def test_configuration_of_another_version_is_refused():
+    stored = dataclasses.asdict(TrainConfig())
+    del stored["margin"]
+    with pytest.raises(UserError, match=r"another version.*margin"):
+        configuration.config_from_json({**stored})
+
+
+def test_default_workdir_tells_smoke_runs_apart():
+    assert configuration.default_workdir(TrainConfig(dataset="ave")) == "runs/ave"
+    assert configuration.default_workdir(TrainConfig(smoke=True)) == "runs/synthetic-smoke"

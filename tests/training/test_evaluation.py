@@ -1,0 +1,84 @@
+"""Evaluation of towers, the chance level and the Bayes reference."""
+
+import itertools
+import pathlib
+
+import jax
+import numpy as np
+import oracles
+import pytest
+
+from aadml_jax.data import PairedFeatures, SyntheticSpec, load_feature_file, make_synthetic
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.evaluation import bayes_reference, chance_map, evaluate
+from aadml_jax.training.state import build_model
+
+DIGITS = pathlib.Path(__file__).parents[3] / "shared" / "data" / "fsdd_mnist.h5"
+RNG = np.random.default_rng(0)
+
+
+def mean_ap(scores, labels):
+    relevance = labels[:, None] == labels[None, :]
+    return np.mean(oracles.by_row(oracles.average_precision_row, scores, relevance))
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 2, 1, 0], [0, 1, 2, 3], [5, 5, 5], [1, 2]])
+def test_chance_is_the_mean_over_all_orders(labels):
+    labels = np.array(labels)
+    values = []
+    for query in labels:
+        relevant = labels == query
+        for order in itertools.permutations(range(len(labels))):
+            hits = np.cumsum(relevant[list(order)])
+            precisions = hits / np.arange(1, len(labels) + 1)
+            values.append(precisions[relevant[list(order)]].mean())
+    assert chance_map(labels) == pytest.approx(np.mean(values), rel=1e-12)
+
+
+@pytest.mark.skipif(not DIGITS.exists(), reason="the digits features are not beside the project")
+def test_chance_of_the_digits_is_the_published_one():
+    labels = load_feature_file(DIGITS).test.labels
+    assert chance_map(labels) == pytest.approx(0.116, abs=5e-4)
+
+
+def test_chance_of_a_single_clip_is_certainty():
+    assert chance_map(np.array([3])) == 1.0
+
+
+def test_evaluate_reports_the_map_of_the_towers_outputs():
+    model = build_model(TrainConfig(hidden_sizes=(8,), dropout=0.5), 3)
+    features = PairedFeatures(
+        RNG.normal(size=(17, 4)), RNG.normal(size=(17, 5)), RNG.integers(0, 3, 17)
+    )
+    params = model.init(jax.random.key(0), features.audio, features.visual)["params"]
+    audio, visual = model.apply({"params": params}, features.audio, features.visual)
+    report = evaluate(model, params, features)
+    to_visual = mean_ap(oracles.pairwise(oracles.cosine, audio, visual), features.labels)
+    to_audio = mean_ap(oracles.pairwise(oracles.cosine, visual, audio), features.labels)
+    assert report["audio_to_visual"]["map"] == pytest.approx(to_visual, abs=1e-5)
+    assert report["visual_to_audio"]["map"] == pytest.approx(to_audio, abs=1e-5)
+    assert report["mean"]["map"] == pytest.approx((to_visual + to_audio) / 2, abs=1e-5)
+    assert list(report["mean"]["precision_at_k"]) == [1, 5, 10]
+
+
+def test_evaluate_leaves_out_cut_offs_beyond_a_small_gallery():
+    model = build_model(TrainConfig(hidden_sizes=(4,)), 2)
+    features = PairedFeatures(np.ones((6, 2)), np.ones((6, 3)), [0, 1, 0, 1, 1, 0])
+    params = model.init(jax.random.key(0), features.audio, features.visual)["params"]
+    assert list(evaluate(model, params, features)["mean"]["recall_at_k"]) == [1, 5]
+
+
+def test_bayes_reference_ranks_by_the_probability_of_a_shared_class():
+    audio, visual = RNG.dirichlet(np.ones(4), size=(2, 23))
+    labels = RNG.integers(0, 4, 23)
+    report = bayes_reference(audio, visual, labels)
+    expected = mean_ap(audio @ visual.T, labels)
+    assert report["audio_to_visual"]["map"] == pytest.approx(expected, abs=1e-6)
+    expected = mean_ap(visual @ audio.T, labels)
+    assert report["visual_to_audio"]["map"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_bayes_reference_of_a_synthetic_set_is_far_above_chance():
+    dataset = make_synthetic(SyntheticSpec(train_size=20, test_size=200))
+    report = bayes_reference(*dataset.test_posteriors, dataset.test.labels)
+    assert report["mean"]["map"] > 5 * chance_map(dataset.test.labels)

@@ -1,0 +1,224 @@
+"""Whole runs in one process: results, resumption to the byte, refusals."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from aadml_jax.data import PairedFeatures, SyntheticSpec, make_synthetic
+from aadml_jax.errors import UserError
+from aadml_jax.training import loop
+from aadml_jax.training.config import TrainConfig, resolve
+from aadml_jax.training.evaluation import chance_map
+from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
+from aadml_jax.training.run_folder import RunFolder
+
+SPEC = SyntheticSpec(num_classes=3, audio_dim=8, visual_dim=12, train_size=50, test_size=20)
+DATASET = make_synthetic(SPEC)
+SMALL = TrainConfig(
+    epochs=4,
+    batch_size=12,  # 4 steps an epoch, two rows left out
+    eval_every=2,
+    hidden_sizes=(16,),
+    learning_rate=1e-2,
+    tensorboard=False,
+)
+
+
+def train(folder, dataset=DATASET, **changes):
+    config = dataclasses.replace(SMALL, workdir=str(folder), **changes)
+    with RunFolder(folder) as run_folder:
+        return run_training(resolve(config, len(dataset.train)), dataset, run_folder)
+
+
+def restored_bytes(folder, which="latest"):
+    stored = json.loads((folder / "config.json").read_text())
+    _, state, progress = loop.restore_for_evaluation(folder, stored, which)
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], progress.epoch
+
+
+def log_of(folder):
+    return (folder / "metrics.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = train(folder)
+    return folder, result, restored_bytes(folder)
+
+
+def test_result_holds_what_is_promised(undisturbed):
+    folder, result, _ = undisturbed
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
+    for name in ("map", "prefix_map"):
+        values = result[name]
+        assert list(values) == ["audio_to_visual", "visual_to_audio", "mean"]
+        both = (values["audio_to_visual"] + values["visual_to_audio"]) / 2
+        assert values["mean"] == pytest.approx(both, abs=1e-6)
+    assert result["chance"] == chance_map(DATASET.test.labels)
+    assert result["map"]["mean"] > result["chance"] + 0.05
+    assert result["chance"] < result["bayes_reference"] <= 1
+    assert result["seconds"] > 0
+    assert result["versions"]["jax"] == jax.__version__
+
+
+def test_log_has_a_line_an_epoch_with_parts_and_learning_rate(undisturbed):
+    folder, result, _ = undisturbed
+    lines = [json.loads(line) for line in log_of(folder).splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines] == [4, 8, 12, 16]
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["label_loss"] + line["metric_loss"], rel=1e-5)
+        assert line["learning_rate"] == 1e-2
+        assert ("map_mean" in line) == (line["epoch"] % 2 == 0)
+    assert lines[-1]["map_mean"] == result["map"]["mean"]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_the_best_state_is_kept_and_labelled(undisturbed):
+    folder, result, _ = undisturbed
+    lines = [json.loads(line) for line in log_of(folder).splitlines()]
+    evaluated = {line["epoch"]: line["map_mean"] for line in lines if "map_mean" in line}
+    assert result["best"]["mean_map"] == max(evaluated.values())
+    assert evaluated[result["best"]["epoch"]] == result["best"]["mean_map"]
+    assert result["best"]["selected_on"] == "test"
+    assert restored_bytes(folder, "best")[1] == result["best"]["epoch"]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(undisturbed, tmp_path):
+    folder, _, expected = undisturbed
+    train(tmp_path / "again")
+    assert restored_bytes(tmp_path / "again") == expected
+    assert log_of(tmp_path / "again") == log_of(folder)
+    train(tmp_path / "other", seed=1)
+    assert restored_bytes(tmp_path / "other")[0] != expected[0]
+
+
+def test_more_epochs_continue_to_the_same_bytes(undisturbed, tmp_path):
+    folder, _, expected = undisturbed
+    first = train(tmp_path, epochs=2)
+    second = train(tmp_path)
+    assert restored_bytes(tmp_path) == expected
+    assert log_of(tmp_path) == log_of(folder)
+    assert second["seconds"] > first["seconds"]
+
+
+@pytest.mark.parametrize("stop_after_steps", [1, 4, 6])
+def test_a_signal_saves_the_state_and_the_rerun_ends_with_the_same_bytes(
+    undisturbed, tmp_path, monkeypatch, stop_after_steps
+):
+    folder, _, expected = undisturbed
+    monkeypatch.setattr(loop, "_STEPS_PER_CALL", 1)
+    make_run_steps = loop.make_run_steps
+
+    def signalling(*args, **kwargs):
+        run_steps = make_run_steps(*args, **kwargs)
+
+        def run_and_signal(state, num_steps):
+            state = run_steps(state, num_steps)
+            if int(state.step) == stop_after_steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return state
+
+        return run_and_signal
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "make_run_steps", signalling)
+        with pytest.raises(Interrupted, match=rf"SIGTERM at step {stop_after_steps} "):
+            train(tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not (tmp_path / "result.json").exists()
+    train(tmp_path)
+    assert restored_bytes(tmp_path) == expected
+    assert log_of(tmp_path) == log_of(folder)
+
+
+def test_a_finished_run_repeats_its_result_without_training(undisturbed, tmp_path):
+    folder, result, expected = undisturbed
+    log = log_of(folder)
+    again = train(folder)
+    assert again == result
+    assert restored_bytes(folder) == expected
+    assert log_of(folder) == log
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("margin", 0.5), ("seed", 9), ("hidden_sizes", (17,)), ("batch_size", 10), ("smoke", True)],
+)
+def test_another_configuration_is_refused_and_nothing_is_lost(undisturbed, field, value):
+    folder, _, expected = undisturbed
+    before = (log_of(folder), (folder / "config.json").read_text())
+    with pytest.raises(UserError) as error:
+        train(folder, **{field: value})
+    message = str(error.value)
+    assert f"checkpoint of another configuration: --{field} was {getattr(SMALL, field)}" in message
+    assert "\n" not in message
+    assert (log_of(folder), (folder / "config.json").read_text()) == before
+    assert restored_bytes(folder) == expected
+
+
+def test_options_that_do_not_change_an_epoch_may_change(undisturbed, tmp_path):
+    _, _, expected = undisturbed
+    train(tmp_path, epochs=2)
+    train(tmp_path, eval_every=3, checkpoint_every=1, compilation_cache="off")
+    assert restored_bytes(tmp_path) == expected
+
+
+def test_fewer_epochs_than_done_are_refused(undisturbed):
+    folder, _, _ = undisturbed
+    with pytest.raises(UserError, match=r"--epochs=3: the run in .* is already at epoch 4"):
+        train(folder, epochs=3)
+
+
+def test_other_data_are_refused(undisturbed):
+    folder, _, _ = undisturbed
+    other = make_synthetic(dataclasses.replace(SPEC, seed=1))
+    with pytest.raises(UserError, match="the data in make_synthetic, seed 1 are not those"):
+        train(folder, dataset=other)
+
+
+def test_features_are_standardised_by_training_statistics_and_evaluation_gets_them(tmp_path):
+    config = dataclasses.replace(SMALL, workdir=str(tmp_path))
+    train(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    _, state, _ = loop.restore_for_evaluation(tmp_path, stored, "latest")
+    audio = DATASET.train.audio.astype(np.float64)
+    np.testing.assert_allclose(state.standardization.audio_mean, audio.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(state.standardization.audio_scale, audio.std(axis=0), rtol=1e-4)
+    assert config.standardize
+
+    train(tmp_path / "raw", standardize=False)
+    stored = json.loads((tmp_path / "raw" / "config.json").read_text())
+    _, state, _ = loop.restore_for_evaluation(tmp_path / "raw", stored, "latest")
+    assert np.all(state.standardization.visual_mean == 0)
+    assert np.all(state.standardization.visual_scale == 1)
+
+
+def test_scaling_the_features_does_not_change_a_standardised_run(tmp_path):
+    def scaled(split):
+        return PairedFeatures(split.audio * 64, split.visual / 8, split.labels, name="scaled")
+
+    other = dataclasses.replace(DATASET, train=scaled(DATASET.train), test=scaled(DATASET.test))
+    first = train(tmp_path / "a", epochs=2)
+    second = train(tmp_path / "b", dataset=other, epochs=2)
+    assert second["map"]["mean"] == pytest.approx(first["map"]["mean"], abs=1e-3)
+
+
+def test_a_diverging_run_says_so_and_keeps_its_checkpoints(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"loss became (nan|inf).*--learning_rate"):
+        train(tmp_path, learning_rate=1e38, label_loss="squared")
+
+
+def test_evaluation_needs_a_checkpoint(undisturbed, tmp_path):
+    folder, _, _ = undisturbed
+    stored = json.loads((folder / "config.json").read_text())
+    with pytest.raises(UserError, match=r"holds no latest checkpoint yet"):
+        loop.restore_for_evaluation(tmp_path, stored, "latest")
+    assert not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,92 @@
+"""The run folder: lock, whole files, and a log in which no line is lost or doubled."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from aadml_jax.errors import UserError
+from aadml_jax.training.run_folder import (
+    METRICS_FILE,
+    MetricLog,
+    RunFolder,
+    read_run_json,
+    versions,
+)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder.path / METRICS_FILE).read_text().splitlines()]
+
+
+def test_folder_is_created_with_its_parents(tmp_path):
+    with RunFolder(tmp_path / "a" / "b") as folder:
+        assert folder.path == tmp_path / "a" / "b"
+        assert folder.path.is_dir()
+
+
+def test_a_file_in_the_way_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir=.*file/run cannot be written to .*another"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
+    with RunFolder(tmp_path), pytest.raises(UserError, match="in use by another run"):
+        RunFolder(tmp_path)
+    with RunFolder(tmp_path):
+        pass
+
+
+def test_a_killed_holder_leaves_the_folder_free(tmp_path):
+    code = (
+        "import sys, os; from aadml_jax.training.run_folder import RunFolder;"
+        "folder = RunFolder(sys.argv[1]); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
+    with RunFolder(tmp_path):
+        pass
+
+
+def test_json_is_replaced_as_a_whole(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        assert folder.read_json("x.json") is None
+        folder.write_json("x.json", {"a": 1})
+        with pytest.raises(TypeError):
+            folder.write_json("x.json", {"a": object()})
+        assert folder.read_json("x.json") == {"a": 1}
+
+
+def test_damaged_or_missing_json_is_named(tmp_path):
+    (tmp_path / "x.json").write_text('{"a":')
+    with pytest.raises(UserError, match=r"x\.json is damaged"):
+        read_run_json(tmp_path, "x.json")
+    with pytest.raises(UserError, match=r"y\.json cannot be read .*--workdir of a run"):
+        read_run_json(tmp_path, "y.json")
+
+
+def test_log_drops_lines_after_the_checkpoint_and_torn_ones(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        log = MetricLog(folder, last_step=0)
+        for step in (5, 10, 15):
+            log.write(step, {"loss": step / 2})
+        log.sync()
+        log.close()
+        with open(folder.path / METRICS_FILE, "a") as file:
+            file.write('{"step": 20, "lo')
+        log = MetricLog(folder, last_step=10)
+        log.write(15, {"loss": 7.5})
+        log.close()
+        assert lines(folder) == [{"step": step, "loss": step / 2} for step in (5, 10, 15)]
+
+
+def test_log_of_a_fresh_run_is_empty(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        (folder.path / METRICS_FILE).write_text('{"step": 5}\n')
+        MetricLog(folder, last_step=0).close()
+        assert lines(folder) == []
+
+
+def test_versions_name_what_decides_the_bytes():
+    assert {"aadml_jax", "python", "jax", "jaxlib", "flax", "optax", "numpy"} <= set(versions())

@@ -1,0 +1,156 @@
+"""The training step and the compiled loop around it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from aadml_jax.data import FeatureStandardization
+from aadml_jax.objective import aadml_objective
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.state import build_model, build_optimizer, init_state, run_keys
+from aadml_jax.training.step import Batch, make_run_steps, make_train_step
+
+CONFIG = TrainConfig(hidden_sizes=(8,), dropout=0.3, learning_rate=1e-2, seed=3)
+ROWS, BATCH_SIZE, CLASSES = 23, 5, 3
+STEPS_PER_EPOCH = 4
+RNG = np.random.default_rng(0)
+DATA = Batch(
+    jnp.asarray(RNG.normal(size=(ROWS, 4)), jnp.float32),
+    jnp.asarray(RNG.normal(size=(ROWS, 6)), jnp.float32),
+    jnp.asarray(RNG.integers(0, CLASSES, ROWS), jnp.int32),
+)
+
+
+def fresh_state(config=CONFIG):
+    statistics = FeatureStandardization(np.zeros(4), np.ones(4), np.zeros(6), np.ones(6))
+    return init_state(config, num_classes=CLASSES, standardization=statistics)
+
+
+def train_step_of(config):
+    model = build_model(config, CLASSES)
+    return make_train_step(model, build_optimizer(config), config.objective_options())
+
+
+@pytest.fixture(scope="module")
+def run_steps():
+    return make_run_steps(
+        train_step_of(CONFIG), DATA, batch_size=BATCH_SIZE, keys=run_keys(CONFIG.seed)
+    )
+
+
+def as_bytes(state):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+
+
+def test_a_step_is_adam_on_the_objectives_gradient():
+    config, keys = CONFIG, run_keys(CONFIG.seed)
+    batch = Batch(*(array[:BATCH_SIZE] for array in DATA))
+    state = fresh_state(config)
+    after = jax.jit(train_step_of(config))(state, batch, keys.dropout)
+
+    def objective(params):
+        outputs = build_model(config, CLASSES).apply(
+            {"params": params},
+            batch.audio,
+            batch.visual,
+            train=True,
+            rngs={"dropout": jax.random.fold_in(keys.dropout, 0)},
+        )
+        return aadml_objective(*outputs, batch.labels, options=config.objective_options())[0]
+
+    value, gradient = jax.jit(jax.value_and_grad(objective))(state.params)
+    # The first step of Adam is −rate · g / (|g| + ε), whatever the size of g.
+    expected = jax.tree.map(
+        lambda p, g: p - config.learning_rate * g / (jnp.abs(g) + 1e-8), state.params, gradient
+    )
+    for leaf, wanted in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-4, atol=1e-6)
+    assert int(after.step) == 1
+    assert float(after.epoch_sums["loss"]) == pytest.approx(float(value), rel=1e-5)
+
+
+def test_the_dropout_mask_changes_with_the_step():
+    keys = run_keys(0)
+    batch = Batch(*(array[:BATCH_SIZE] for array in DATA))
+    step = jax.jit(train_step_of(CONFIG))
+    state = fresh_state()
+    first = step(state, batch, keys.dropout).epoch_sums["loss"]
+    second = step(state._replace(step=jnp.int32(1)), batch, keys.dropout).epoch_sums["loss"]
+    assert float(first) != float(second)
+
+
+def test_however_an_epoch_is_cut_into_calls_the_bytes_are_the_same(run_steps):
+    whole = fresh_state()
+    for _ in range(3):
+        whole = run_steps(whole, STEPS_PER_EPOCH)
+    cut = fresh_state()
+    for num_steps in (1, 3, 2, 2, 4):
+        cut = run_steps(cut, num_steps)
+    assert int(whole.step) == 12
+    assert as_bytes(whole) == as_bytes(cut)
+
+
+def test_the_seed_decides_the_bytes():
+    def trained(seed):
+        config = TrainConfig(**{**CONFIG.__dict__, "seed": seed})
+        run = make_run_steps(
+            train_step_of(config), DATA, batch_size=BATCH_SIZE, keys=run_keys(seed)
+        )
+        return as_bytes(run(fresh_state(config), 2).params)
+
+    assert trained(3) == trained(3)
+    assert trained(3) != trained(4)
+
+
+def test_an_epoch_draws_each_row_at_most_once_and_in_a_new_order():
+    # A stand-in for the training step that writes down which rows it saw.
+    rows = Batch(jnp.arange(ROWS), jnp.arange(ROWS), jnp.arange(ROWS))
+
+    def note(state, batch, _):
+        seen = jax.lax.dynamic_update_slice_in_dim(
+            state.params, batch.audio, state.step * BATCH_SIZE, axis=0
+        )
+        return state._replace(step=state.step + 1, params=seen)
+
+    state = fresh_state()._replace(params=jnp.full(40, -1), epoch_sums={})
+    run = make_run_steps(note, rows, batch_size=BATCH_SIZE, keys=run_keys(0))
+    state = run(run(state, STEPS_PER_EPOCH), STEPS_PER_EPOCH)
+    first, second = np.asarray(state.params).reshape(2, 20)
+    assert len(set(first.tolist())) == len(set(second.tolist())) == 20
+    assert set(first.tolist()) <= set(range(ROWS))
+    assert first.tolist() != second.tolist()
+    assert first.tolist() != sorted(first.tolist())
+
+
+def test_epoch_sums_start_anew_with_each_epoch(run_steps):
+    state = run_steps(fresh_state(), STEPS_PER_EPOCH)
+    sums = {name: float(total) for name, total in state.epoch_sums.items()}
+    state = run_steps(state, 1)
+    one_step = {name: float(total) for name, total in state.epoch_sums.items()}
+    assert all(0 < one_step[name] < 0.5 * sums[name] for name in ("loss", "label_loss"))
+    parts = sums["label_loss_audio"] + sums["label_loss_visual"]
+    assert sums["label_loss"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_training_lowers_the_objective(run_steps):
+    state = fresh_state()
+    losses = []
+    for _ in range(30):
+        state = run_steps(state, STEPS_PER_EPOCH)
+        losses.append(float(state.epoch_sums["loss"]))
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:2])
+
+
+def test_run_keys_are_independent_of_each_other_and_of_other_seeds():
+    keys = [jax.random.key_data(key).tobytes() for seed in range(3) for key in run_keys(seed)]
+    assert len(set(keys)) == 9
+
+
+def test_optimizer_is_adam_at_the_configured_rate():
+    params = {"w": jnp.array([1.0, -2.0])}
+    gradient = {"w": jnp.array([0.5, -3.0])}
+    optimizer = build_optimizer(TrainConfig(learning_rate=0.25))
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(optax.apply_updates(params, updates)["w"], [0.75, -1.75], rtol=1e-5)
