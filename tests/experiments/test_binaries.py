@@ -20,19 +20,20 @@ DIGITS = ROOT.parent / "shared" / "data" / "fsdd_mnist.h5"
 SMALL = ("--epochs=6", "--eval_every=2", "--hidden_sizes=16,16", "--learning_rate=0.01")
 
 
-def start(binary, *arguments):
+def start(binary, *arguments, cwd=ROOT):
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{binary}", *map(str, arguments)],
-        cwd=ROOT,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def run(binary, *arguments):
+def run(binary, *arguments, cwd=ROOT):
     """Runs a binary to its end; returns exit status, output and errors."""
-    process = start(binary, *arguments)
+    process = start(binary, *arguments, cwd=cwd)
     output, errors = process.communicate(timeout=240)
     return process.returncode, output, errors
 
@@ -77,6 +78,7 @@ def test_training_prints_progress_and_a_table_and_writes_the_promised_files(smal
     folder, _, output = small_run
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "metrics.jsonl", "checkpoints", "result.json"} <= names
+    assert ("tensorboard" in names) == (importlib.util.find_spec("tensorboardX") is not None)
     assert "50 training and 20 test pairs, 3 classes; 6 epochs, batch size 50" in output
     assert output.count("\nepoch ") == 6
     result = result_of(folder)
@@ -88,11 +90,11 @@ def test_training_prints_progress_and_a_table_and_writes_the_promised_files(smal
     assert json.loads((folder / "config.json").read_text())["config"]["batch_size"] == 50
 
 
-def test_evaluate_repeats_the_reported_map(small_run, tmp_path):
+def test_evaluate_repeats_the_reported_map_from_any_directory(small_run, tmp_path):
     folder, _, _ = small_run
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     status, output, errors = run(
-        "evaluate", f"--checkpoint={folder}", f"--output={tmp_path / 'numbers.json'}"
+        "evaluate", f"--checkpoint={folder}", "--output=numbers.json", cwd=tmp_path
     )
     assert (status, errors) == (0, "")
     numbers = json.loads((tmp_path / "numbers.json").read_text())
@@ -139,8 +141,15 @@ def wait_for_lines(process, path, count):
     raise AssertionError(f"no {count} lines in {path}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("lines", [1, 3])
+@pytest.mark.parametrize(
+    ("number", "lines"),
+    [
+        (signal.SIGKILL, 3),
+        (signal.SIGTERM, 1),
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.full),
+        pytest.param(signal.SIGTERM, 3, marks=pytest.mark.full),
+    ],
+)
 def test_a_stopped_run_resumes_to_the_same_bytes(small_run, tmp_path, number, lines):
     folder, flags, _ = small_run
     process = start("train", f"--workdir={tmp_path}", *flags)
@@ -174,11 +183,8 @@ def final_bytes(folder):
     ("flags", "said"),
     [
         (["--no_such_flag"], "Unknown command line flag 'no_such_flag'"),
-        (["--epochs=many"], "--epochs=many"),
         (["--loss=arcface"], "--loss=arcface"),
-        (["train"], "unexpected argument 'train'"),
         (["--dataset=vegas"], "vegas_feature.h5"),
-        (["--dataset=features", "--features_file=absent.h5"], "absent.h5 does not exist"),
         (["--batch_size=2001"], "--batch_size=2001 exceeds the 2000 training rows"),
         (["--dropout=1"], "--dropout=1.0 must be"),
         (["--workdir=/proc/nowhere"], "--workdir=/proc/nowhere cannot be written to"),
@@ -209,7 +215,6 @@ def test_another_configuration_in_the_folder_is_one_line_and_status_2(small_run)
     [
         ([], "--checkpoint is needed"),
         (["--checkpoint=absent"], "absent/config.json cannot be read"),
-        (["--checkpoint=absent", "--which=worst"], "--which=worst"),
     ],
 )
 def test_evaluate_names_mistakes(flags, said):
@@ -238,18 +243,6 @@ def test_smoke_run_on_the_default_data_takes_seconds_and_learns(tmp_path):
     assert "Bayes reference" in output
 
 
-def test_tensorboard_needs_its_extra(tmp_path, small_run):
-    _, flags, _ = small_run
-    installed = importlib.util.find_spec("tensorboardX") is not None
-    status, _, errors = run("train", f"--workdir={tmp_path}", *flags, "--tensorboard")
-    if installed:
-        assert status == 0, errors
-        assert list((tmp_path / "tensorboard").iterdir())
-    else:
-        assert status == 2
-        assert "aadml_jax[tensorboard]" in errors
-
-
 @pytest.mark.skipif(not DIGITS.exists(), reason="the digits features are not beside the project")
 def test_smoke_run_on_spoken_and_written_digits(tmp_path):
     status, _, errors = run(
@@ -258,16 +251,3 @@ def test_smoke_run_on_spoken_and_written_digits(tmp_path):
     )  # fmt: skip
     assert status == 0, errors
     assert result_of(tmp_path)["map"]["mean"] > 0.5
-
-
-def test_environment_is_not_required_to_be_the_repository(small_run):
-    """The run folder is absolute: evaluation works from elsewhere."""
-    folder, _, _ = small_run
-    run_elsewhere = subprocess.run(
-        [sys.executable, "-m", "experiments.evaluate", f"--checkpoint={folder}"],
-        cwd="/",
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert run_elsewhere.returncode == 0, run_elsewhere.stderr

@@ -1,0 +1,70 @@
+"""Runs at their real size, and kills at random moments: minutes, hence marked `full`."""
+
+import json
+import pathlib
+import random
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from aadml_jax.training.loop import restore_for_evaluation
+
+pytestmark = pytest.mark.full
+
+ROOT = pathlib.Path(__file__).parents[2]
+DIGITS = ROOT.parent / "shared" / "data" / "fsdd_mnist.h5"
+
+
+def command(folder, *flags):
+    return [sys.executable, "-m", "experiments.train", f"--workdir={folder}", *flags]
+
+
+def train(folder, *flags):
+    subprocess.run(command(folder, *flags), cwd=ROOT, check=True, capture_output=True)
+    return json.loads((folder / "result.json").read_text())
+
+
+def final_bytes(folder):
+    stored = json.loads((folder / "config.json").read_text())
+    _, state, _ = restore_for_evaluation(folder, stored, "latest")
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+
+
+def test_kills_at_random_moments_change_nothing(tmp_path):
+    flags = ("--smoke", "--epochs=30", "--eval_every=2", "--checkpoint_every=1")
+    started = time.monotonic()
+    train(tmp_path / "undisturbed", *flags)
+    length = time.monotonic() - started
+    moments = random.Random(0)
+    for _ in range(8):
+        process = subprocess.Popen(
+            command(tmp_path / "killed", *flags), cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        time.sleep(moments.uniform(0.2, 1.0) * length)
+        process.kill()
+        process.wait()
+    train(tmp_path / "killed", *flags)
+    assert final_bytes(tmp_path / "killed") == final_bytes(tmp_path / "undisturbed")
+    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("killed", "undisturbed")]
+    assert logs[0] == logs[1]
+
+
+def test_the_default_run_lies_between_chance_and_reference(tmp_path):
+    result = train(tmp_path)
+    assert result["epochs"] == 60
+    assert 0.6 < result["map"]["mean"] < result["bayes_reference"]
+    assert result["map"]["mean"] > 5 * result["chance"]
+
+
+@pytest.mark.skipif(not DIGITS.exists(), reason="the digits features are not beside the project")
+def test_digits_beat_linear_cca(tmp_path):
+    result = train(
+        tmp_path, "--dataset=features", f"--features_file={DIGITS}", "--epochs=40"
+    )  # fmt: skip
+    # CCA with 10 components and ridge 0.1 reaches .622 and .644 on these features.
+    assert result["map"]["audio_to_visual"] > 0.7
+    assert result["map"]["visual_to_audio"] > 0.7
