@@ -1,7 +1,8 @@
 """Settings for the whole suite: implicit rank promotion is an error, as in careful user code.
 
-Compiled programs are shared between tests, workers and the processes that tests start, in a folder
-that lives as long as the session.
+Nearly all the time of the suite is compilation. Programs are therefore compiled without LLVM's
+optimisation, unless XLA_FLAGS is set (to nothing, say), and shared between tests, workers and the
+processes that tests start, in a folder that lives as long as the session.
 """
 
 import os
@@ -13,6 +14,7 @@ _OWNS_CACHE = "PYTEST_XDIST_WORKER" not in os.environ
 
 if _OWNS_CACHE:
     os.environ[_CACHE_VARIABLE] = tempfile.mkdtemp(prefix="aadml_jax_tests_")
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax  # noqa: E402 (reads the variables above)
