@@ -17,13 +17,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from aadml_jax.data import FeatureStandardization
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.run_folder import versions
 from aadml_jax.training.state import build_model, build_optimizer, init_state, run_keys
 from aadml_jax.training.step import Batch, make_run_steps, make_train_step
+from experiments import command_line
 
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "rounds, each measuring everything once")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 400, "rows per step")
@@ -86,7 +87,7 @@ def timed(run: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Measures and prints."""
     batch_size = _BATCH_SIZE.value
     subjects = {
@@ -131,4 +132,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -29,12 +29,12 @@ def main() -> int:
         config, workdir=config.workdir or configuration.default_workdir(config)
     )
 
+    dataset = load_dataset(
+        config.dataset, data_dir=config.data_dir, features_file=config.features_file
+    )
+    dataset = configuration.apply_smoke_subset(config, dataset)
+    config = configuration.resolve(config, len(dataset.train))
     with RunFolder(config.workdir) as folder:
-        dataset = load_dataset(
-            config.dataset, data_dir=config.data_dir, features_file=config.features_file
-        )
-        dataset = configuration.apply_smoke_subset(config, dataset)
-        config = configuration.resolve(config, len(dataset.train))
         print(
             f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test pairs, "
             f"{dataset.num_classes} classes; {config.epochs} epochs, batch size "

@@ -73,11 +73,16 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self._manager.close()
 
+    def exist(self) -> bool:
+        """Whether there is any checkpoint, readable or not."""
+        return bool(self._manager.all_steps())
+
     def save(self, state: TrainState, progress: Progress) -> None:
         """Writes `state` in the background; once per step."""
         # A copy, not a view: the training loop reuses the device memory behind it.
         host = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(state._asdict()))
         step = int(host["step"])
+        self.wait()
         if step in self._manager.all_steps():
             return
         metric = _NOT_EVALUATED if progress.mean_map is None else progress.mean_map

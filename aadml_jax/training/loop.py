@@ -30,6 +30,7 @@ from aadml_jax.training.run_folder import (
     RESULT_FILE,
     MetricLog,
     RunFolder,
+    read_run_json,
     versions,
 )
 from aadml_jax.training.state import TrainState, build_model, build_optimizer, init_state, run_keys
@@ -138,10 +139,9 @@ def run_training(
       TrainingDiverged: if the objective stops being finite; earlier checkpoints stay.
     """
     data = describe_data(dataset)
-    stored = folder.read_json(CONFIG_FILE)
-    if stored is not None:
-        check_resumable(stored, config, data)
     with Checkpoints(folder.path) as checkpoints:
+        if checkpoints.exist():
+            check_resumable(read_run_json(folder.path, CONFIG_FILE), config, data)
         return _Run(config, dataset, data, folder, checkpoints).to_the_end()
 
 
@@ -222,7 +222,8 @@ class _Run:
         return result
 
     def _train_to_end_of(self, epoch: int, stop: _StopSignal, log: MetricLog) -> None:
-        while True:
+        # A finished epoch is evaluated and logged before a signal is answered.
+        while (remaining := epoch * self.steps_per_epoch - self.step) > 0:
             if stop.name is not None:
                 log.sync()
                 self.checkpoints.save(self.state, self._now(epoch - 1, None))
@@ -231,9 +232,6 @@ class _Run:
                     f"stopped by {stop.name} at step {self.step} (epoch {epoch} of "
                     f"{self.config.epochs}), state saved; the same command resumes"
                 )
-            remaining = epoch * self.steps_per_epoch - self.step
-            if remaining == 0:
-                return
             self.state = self.run_steps(self.state, min(remaining, _STEPS_PER_CALL))
             jax.block_until_ready(self.state.step)
 

@@ -62,10 +62,6 @@ class RunFolder:
             os.fsync(file.fileno())
         os.replace(temporary, self.path / name)
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """Reads a JSON file of the folder, see `read_run_json`; None if it does not exist."""
-        return read_run_json(self.path, name) if (self.path / name).exists() else None
-
 
 def read_run_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
     """Reads a JSON file of a run folder.

@@ -108,11 +108,11 @@ def test_more_epochs_continue_to_the_same_bytes(undisturbed, tmp_path):
     assert second["seconds"] > first["seconds"]
 
 
-@pytest.mark.parametrize("stop_after_steps", [1, 4, 6])
+@pytest.mark.parametrize("stop_after_steps", [1, 4, 6, 8])
 def test_a_signal_saves_the_state_and_the_rerun_ends_with_the_same_bytes(
     undisturbed, tmp_path, monkeypatch, stop_after_steps
 ):
-    folder, _, expected = undisturbed
+    folder, result, expected = undisturbed
     monkeypatch.setattr(loop, "_STEPS_PER_CALL", 1)
     make_run_steps = loop.make_run_steps
 
@@ -132,9 +132,14 @@ def test_a_signal_saves_the_state_and_the_rerun_ends_with_the_same_bytes(
         patched.setattr(loop, "make_run_steps", signalling)
         with pytest.raises(Interrupted, match=rf"SIGTERM at step {stop_after_steps} "):
             train(tmp_path)
+    if stop_after_steps == 8:  # the end of an evaluated epoch: its checkpoint says so
+        lines = [json.loads(line) for line in log_of(tmp_path).splitlines()]
+        stored = json.loads((tmp_path / "config.json").read_text())
+        _, _, progress = loop.restore_for_evaluation(tmp_path, stored, "latest")
+        assert (progress.epoch, progress.mean_map) == (2, lines[-1]["map_mean"])
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not (tmp_path / "result.json").exists()
-    train(tmp_path)
+    assert train(tmp_path)["best"] == result["best"]
     assert restored_bytes(tmp_path) == expected
     assert log_of(tmp_path) == log_of(folder)
 
@@ -175,6 +180,22 @@ def test_fewer_epochs_than_done_are_refused(undisturbed):
     folder, _, _ = undisturbed
     with pytest.raises(UserError, match=r"--epochs=3: the run in .* is already at epoch 4"):
         train(folder, epochs=3)
+
+
+def test_a_folder_without_checkpoint_takes_any_configuration(undisturbed, tmp_path):
+    _, _, expected = undisturbed
+    with pytest.raises(TrainingDiverged):
+        train(tmp_path, learning_rate=1e38)
+    assert (tmp_path / "config.json").exists()
+    train(tmp_path)
+    assert restored_bytes(tmp_path) == expected
+
+
+def test_checkpoints_without_their_configuration_are_refused(tmp_path):
+    train(tmp_path, epochs=2)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        train(tmp_path)
 
 
 def test_other_data_are_refused(undisturbed):
