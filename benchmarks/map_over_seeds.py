@@ -24,6 +24,7 @@ from aadml_jax.training.run_folder import RunFolder, versions
 from experiments import command_line
 
 command_line.define_flags(configuration.TrainConfig)
+flags.adopt_module_key_flags(command_line)  # so that --help lists them
 _SEEDS = flags.DEFINE_integer("seeds", 5, "number of seeds: 0, 1, …", lower_bound=2)
 
 

@@ -71,6 +71,8 @@ def run(main: Callable[[], int | None]) -> None:
     def parse_flags(argv: Sequence[str]) -> list[str]:
         try:
             rest = flags.FLAGS(argv)
+        except SystemExit:  # --help and its kin print and leave with 1
+            sys.exit(0)
         except flags.Error as error:
             _fail(" ".join(str(error).split()), USER_MISTAKE)
         if len(rest) > 1:
@@ -123,7 +125,15 @@ def set_up_compilation_cache(setting: str) -> None:
             return
         base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         setting = str(pathlib.Path(base) / "aadml_jax" / "compiled")
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(setting).expanduser()))
+    folder = pathlib.Path(setting).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot keep compiled programs ({error.strerror}); set --compilation_cache "
+            "to another folder or to off"
+        ) from error
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -1,11 +1,13 @@
 """Trains AADML and reports MAP: `python -m experiments.train --dataset=synthetic`.
 
 The run goes into --workdir: config.json, metrics.jsonl, checkpoints/, result.json. The same command
-resumes a run that was interrupted. `--helpshort` lists the flags.
+resumes a run that was interrupted. `--help` lists the flags.
 """
 
 import dataclasses
 import sys
+
+from absl import flags
 
 from aadml_jax.data import load_dataset
 from aadml_jax.training import config as configuration
@@ -15,6 +17,7 @@ from aadml_jax.training.run_folder import RESULT_FILE, RunFolder
 from experiments import command_line
 
 command_line.define_flags(configuration.TrainConfig)
+flags.adopt_module_key_flags(command_line)  # so that --help lists them
 
 
 def main() -> int:

@@ -200,6 +200,12 @@ def test_a_users_mistake_is_one_line_and_status_2(tmp_path, flags, said):
     assert errors.count("\n") == 1
 
 
+def test_help_lists_the_flags():
+    status, output, _ = run("train", "--help")
+    assert status == 0
+    assert "--num_neighbors: k of the correlation graph" in output
+
+
 def test_another_configuration_in_the_folder_is_one_line_and_status_2(small_run):
     folder, flags, _ = small_run
     before = (folder / "metrics.jsonl").read_bytes()

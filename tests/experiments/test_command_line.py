@@ -7,6 +7,7 @@ import sys
 import pytest
 from absl import flags
 
+from aadml_jax.errors import UserError
 from experiments import command_line
 
 
@@ -74,7 +75,7 @@ def settings_after(code, **environment):
     program = f"from experiments import command_line; import jax, os; {code}"
     run = subprocess.run(
         [sys.executable, "-c", program],
-        env={"PATH": "", "HOME": "/home/someone", "JAX_PLATFORMS": "cpu", **environment},
+        env={"PATH": "", "JAX_PLATFORMS": "cpu", **environment},
         capture_output=True,
         text=True,
         check=True,
@@ -88,16 +89,24 @@ SHOW_CACHE = "print(jax.config.jax_compilation_cache_dir, jax.config.jax_enable_
 @pytest.mark.parametrize(
     ("setting", "environment", "expected"),
     [
-        ("auto", {}, "/home/someone/.cache/aadml_jax/compiled True"),
-        ("auto", {"XDG_CACHE_HOME": "/caches"}, "/caches/aadml_jax/compiled True"),
+        ("auto", {}, "HOME/.cache/aadml_jax/compiled True"),
+        ("auto", {"XDG_CACHE_HOME": "HOME/caches"}, "HOME/caches/aadml_jax/compiled True"),
         ("auto", {"JAX_COMPILATION_CACHE_DIR": "/mine"}, "/mine True"),
-        ("~/here", {}, "/home/someone/here True"),
+        ("~/here", {}, "HOME/here True"),
         ("off", {}, "None False"),
     ],
 )
-def test_compilation_cache_folder(setting, environment, expected):
+def test_compilation_cache_folder(tmp_path, setting, environment, expected):
     code = f"command_line.set_up_compilation_cache({setting!r}); {SHOW_CACHE}"
-    assert settings_after(code, **environment) == expected
+    home = str(tmp_path)
+    environment = {name: value.replace("HOME", home) for name, value in environment.items()}
+    assert settings_after(code, HOME=home, **environment) == expected.replace("HOME", home)
+
+
+def test_a_compilation_cache_that_cannot_be_written_is_a_users_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/cache cannot keep .*--compilation_cache"):
+        command_line.set_up_compilation_cache(str(tmp_path / "file" / "cache"))
 
 
 def test_deterministic_adds_to_the_users_xla_flags():
