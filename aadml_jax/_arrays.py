@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 ReduceFn = Callable[[Array], Array] | None
@@ -15,16 +16,16 @@ ReduceFn = Callable[[Array], Array] | None
 
 def as_float(array: Any) -> Array:
     """`array` in its own floating dtype, raised to at least float32."""
-    array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return as_same_float(array)[0]
 
 
 def as_same_float(*arrays: Any) -> tuple[Array, ...]:
     """All `arrays` in one floating dtype that holds each of them, at least float32."""
     arrays = tuple(jnp.asarray(array) for array in arrays)
-    dtype = jnp.float32
-    for array in arrays:
-        dtype = jnp.promote_types(dtype, array.dtype)
+    dtype = jnp.dtype(jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # an explicit choice, also for strict users
+        for array in arrays:
+            dtype = jnp.promote_types(dtype, array.dtype)
     return tuple(array.astype(dtype) for array in arrays)
 
 
@@ -77,6 +78,17 @@ def as_scalar(value: Any, dtype: Any, name: str) -> Array:
     if value.ndim:
         raise ValueError(f"{name} must be a scalar; got shape {value.shape}")
     return value
+
+
+def as_labels(labels: Any) -> Array:
+    """`labels` as a JAX array; NumPy's 64-bit class numbers must fit into what JAX holds."""
+    array = jnp.asarray(labels)
+    if isinstance(labels, np.ndarray) and not np.array_equal(labels, labels.astype(array.dtype)):
+        raise ValueError(
+            f"class numbers of {labels.dtype} and shape {labels.shape} do not fit into "
+            f"{array.dtype}; number the classes from 0, or enable jax_enable_x64"
+        )
+    return array
 
 
 def reduce_rows(per_row: Array, reduce_fn: ReduceFn) -> Array:

@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, as_float
+from aadml_jax._arrays import Array, as_float, check_count
 from aadml_jax.graphs import anchor_rows, correlation_graph
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -82,6 +82,9 @@ def anchor_aware_proxies(
             f"attention must be one of {sorted(_ATTENTIONS)}; got {attention!r} for embeddings of "
             f"shape {embeddings.shape}"
         )
+    num_neighbors = check_count(num_neighbors, "num_neighbors", embeddings.shape)
+    if embeddings.shape[0]:  # places beyond the batch are masked and would only cost memory
+        num_neighbors = min(num_neighbors, embeddings.shape[0])
     graph = correlation_graph(
         embeddings, labels, num_neighbors=num_neighbors, same_class=same_class, rows=rows
     )

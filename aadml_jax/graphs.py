@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, as_float, check_count
+from aadml_jax._arrays import Array, as_float, as_labels, check_count
 from aadml_jax.similarity import cosine_similarity, same_label
 
 
@@ -31,13 +31,14 @@ class CorrelationGraph(NamedTuple):
 
 
 def anchor_rows(rows: Array | None, num_samples: int) -> Array:
-    """The anchors' row numbers as int32 [R]; all of them for None."""
+    """The anchors' row numbers as int32 [R], negative ones counted from the end; None is all."""
     if rows is None:
         return jnp.arange(num_samples, dtype=jnp.int32)
     rows = jnp.asarray(rows)
     if rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
         raise ValueError(f"rows must be integers [R]; got {rows.dtype} of shape {rows.shape}")
-    return rows.astype(jnp.int32)
+    rows = rows.astype(jnp.int32)
+    return jnp.where(rows < 0, rows + num_samples, rows)
 
 
 def correlation_graph(
@@ -58,8 +59,8 @@ def correlation_graph(
       labels: class numbers [N] or multi-hot [N, C]; unused with `same_class=False`.
       num_neighbors: k ≥ 1, static. Figure 4 of the paper runs 1 to 7.
       same_class: whether only samples that share a class with the anchor can be neighbours.
-      rows: int [R], the anchors to build lists for (a device's share of the batch, say); default
-        all N.
+      rows: int [R] in −N … N − 1, the anchors to build lists for (a device's share of the batch,
+        say); default all N. Numbers outside are not checked, and give no meaningful row.
 
     Returns:
       A `CorrelationGraph` of [R, k] arrays. Where the class has fewer than k members, or k > N,
@@ -70,7 +71,7 @@ def correlation_graph(
     """
     embeddings = as_float(embeddings)
     k = check_count(num_neighbors, "num_neighbors", embeddings.shape)
-    labels = jnp.asarray(labels)
+    labels = as_labels(labels)
     if embeddings.ndim != 2 or labels.shape[:1] != embeddings.shape[:1]:
         raise ValueError(
             "embeddings [N, D] and labels [N] or [N, C] are needed; "

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from aadml_jax._arrays import (
     Array,
     ReduceFn,
+    as_labels,
     as_pairs,
     check_count,
     divide_or_zero,
@@ -303,11 +304,12 @@ def cross_modal_report(
                 f"got {similarity!r} for audio of shape {jnp.shape(audio)}"
             )
         similarity = _SIMILARITIES[similarity]
-    audio, visual, labels = jnp.asarray(audio), jnp.asarray(visual), jnp.asarray(labels)
-    if audio.ndim != 2 or visual.ndim != 2 or not len(audio) == len(visual) == len(labels):
+    audio, visual, labels = jnp.asarray(audio), jnp.asarray(visual), as_labels(labels)
+    same_length = audio.shape[:1] == visual.shape[:1] == labels.shape[:1]
+    if audio.ndim != 2 or visual.ndim != 2 or not same_length or not len(audio):
         raise ValueError(
-            "audio [N, D], visual [N, D] and labels [N] or [N, C] of the same clips are needed; "
-            f"got {audio.shape}, {visual.shape} and {labels.shape}"
+            "audio [N, D], visual [N, D] and labels [N] or [N, C] of the same N ≥ 1 clips are "
+            f"needed; got {audio.shape}, {visual.shape} and {labels.shape}"
         )
     ks = tuple(_check_cut_off(k, len(audio), (len(audio), len(audio))) for k in ks)
 

@@ -38,7 +38,7 @@ class RowDropout(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, rows: Array, *, train: bool) -> Array:
         """Drops units of `inputs` [B, H] for the global `rows` int32 [B]; identity if not train."""
-        threshold = round(self.rate * _DROPOUT_LEVELS)
+        threshold = min(round(self.rate * _DROPOUT_LEVELS), _DROPOUT_LEVELS - 1)
         if not train or threshold == 0:
             return inputs
         width = inputs.shape[1]

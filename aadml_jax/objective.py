@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from aadml_jax import losses, similarity
-from aadml_jax._arrays import Array, as_same_float
+from aadml_jax._arrays import Array, as_labels, as_same_float
 from aadml_jax.anchor_aware import anchor_aware_proxies
 
 METRIC_LOSSES: dict[str, Callable[..., Array]] = {
@@ -118,7 +118,7 @@ def aadml_objective(
     """
     options = options or ObjectiveOptions()
     audio, visual = as_same_float(audio, visual)
-    labels = jnp.asarray(labels)
+    labels = as_labels(labels)
     if audio.ndim != 2 or audio.shape != visual.shape or labels.shape[:1] != audio.shape[:1]:
         raise ValueError(
             "audio [B, C], visual [B, C] and labels [B] or [B, C] are needed; "

@@ -17,6 +17,7 @@ import time
 from absl import flags
 
 from aadml_jax.data import load_dataset
+from aadml_jax.errors import UserError
 from aadml_jax.training import config as configuration
 from aadml_jax.training.evaluation import DIRECTIONS
 from aadml_jax.training.loop import run_training
@@ -32,6 +33,10 @@ def main() -> None:
     """Runs all seeds of both variants and prints mean ± standard deviation."""
     config, explicit = command_line.config_from_flags(configuration.TrainConfig)
     configuration.check(config)
+    for name in explicit & {"workdir", "seed", "anchor_aware"}:
+        raise UserError(f"--{name} is set by this benchmark; leave it out")
+    if config.deterministic:
+        command_line.set_up_determinism()
     command_line.set_up_compilation_cache(config.compilation_cache)
     config = configuration.apply_smoke_preset(config, explicit)
     dataset = load_dataset(

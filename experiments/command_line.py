@@ -86,6 +86,8 @@ def run(main: Callable[[], int | None]) -> None:
         except UserError as error:
             _fail(str(error), USER_MISTAKE)
 
+    # The tables hold arrows: an output that cannot show one must not end a run.
+    sys.stdout.reconfigure(errors="replace")
     app.run(guarded, flags_parser=parse_flags)
 
 
@@ -101,7 +103,7 @@ def write_output(path: str, text: str) -> None:
       UserError: if it cannot be written.
     """
     try:
-        pathlib.Path(path).expanduser().write_text(text)
+        pathlib.Path(os.path.expanduser(path)).write_text(text)
     except OSError as error:
         raise UserError(
             f"--output={path} cannot be written ({error.strerror}); choose another path"
@@ -123,9 +125,9 @@ def set_up_compilation_cache(setting: str) -> None:
     if setting == "auto":
         if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             return
-        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         setting = str(pathlib.Path(base) / "aadml_jax" / "compiled")
-    folder = pathlib.Path(setting).expanduser()
+    folder = pathlib.Path(os.path.expanduser(setting))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

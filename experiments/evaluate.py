@@ -5,6 +5,7 @@ the folder. Nothing in the folder is changed.
 """
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -14,7 +15,7 @@ from aadml_jax.data import DATASETS, RetrievalDataset, load_dataset, load_featur
 from aadml_jax.errors import UserError
 from aadml_jax.training import config as configuration
 from aadml_jax.training.evaluation import evaluate
-from aadml_jax.training.loop import restore_for_evaluation, retrieval_result
+from aadml_jax.training.loop import recorded_data, restore_for_evaluation, retrieval_result
 from aadml_jax.training.reporting import result_table
 from aadml_jax.training.run_folder import CONFIG_FILE, read_run_json
 from aadml_jax.training.state import build_model
@@ -39,14 +40,15 @@ def recorded_dataset(stored: dict[str, Any]) -> RetrievalDataset:
     Raises:
       UserError: if they cannot be read, or are not the same any more.
     """
-    config = configuration.config_from_json(stored["config"])
+    config = configuration.config_from_json(stored.get("config"))
+    recorded = recorded_data(stored)
     spec = DATASETS[config.dataset]
     if spec.synthetic is not None:
         dataset = load_dataset(config.dataset)
     else:
-        dataset = load_feature_file(stored["data"]["source"], num_classes=spec.num_classes)
+        dataset = load_feature_file(recorded["source"], num_classes=spec.num_classes)
     dataset = configuration.apply_smoke_subset(config, dataset)
-    if dataset.fingerprint() != stored["data"]["fingerprint"]:
+    if dataset.fingerprint() != recorded["fingerprint"]:
         raise UserError(
             f"{dataset.source} does not hold the data of this run any more; to evaluate on it all "
             f"the same, pass it as --features_file"
@@ -59,15 +61,17 @@ def main() -> None:
     if _CHECKPOINT.value is None:
         raise UserError("--checkpoint is needed: the --workdir of a training run")
     command_line.set_up_compilation_cache(_COMPILATION_CACHE.value)
-    workdir = pathlib.Path(_CHECKPOINT.value).expanduser()
+    workdir = pathlib.Path(os.path.expanduser(_CHECKPOINT.value))
     stored = read_run_json(workdir, CONFIG_FILE)
+    if configuration.config_from_json(stored.get("config")).deterministic:
+        command_line.set_up_determinism()
     if _FEATURES_FILE.value is None:
         dataset = recorded_dataset(stored)
     else:
         dataset = load_feature_file(_FEATURES_FILE.value)
     config, state, progress = restore_for_evaluation(workdir, stored, _WHICH.value)
 
-    model = build_model(config, stored["data"]["num_classes"])
+    model = build_model(config, recorded_data(stored)["num_classes"])
     report = evaluate(model, state.params, standardize(dataset.test, state.standardization))
     result = retrieval_result(report, dataset)
     print(

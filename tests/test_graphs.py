@@ -179,3 +179,12 @@ def test_shapes_that_do_not_fit_raise_an_error_that_prints_them(embeddings, labe
             function(jnp.ones(embeddings), jnp.ones(labels, jnp.int32), num_neighbors=2)
         assert str(embeddings) in str(error.value)
         assert embeddings == (9,) or str(labels) in str(error.value)
+
+
+def test_negative_rows_count_from_the_end():
+    embeddings = np.random.default_rng(0).normal(size=(6, 3))
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    last = aa.correlation_graph(embeddings, labels, num_neighbors=3, rows=np.array([-1, -4]))
+    expected = aa.correlation_graph(embeddings, labels, num_neighbors=3, rows=np.array([5, 2]))
+    for left, right in zip(last, expected, strict=True):
+        np.testing.assert_array_equal(left, right)

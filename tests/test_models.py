@@ -105,6 +105,11 @@ def test_dropout_is_off_in_evaluation_and_at_rate_0():
     np.testing.assert_array_equal(RowDropout(0.5).apply({}, inputs, rows, train=False), inputs)
 
 
+def test_the_highest_rate_keeps_a_finite_scale():
+    outputs = drop(np.ones((50, 64), np.float32), np.arange(50), rate=0.999999)
+    assert np.isfinite(outputs).all()
+
+
 def test_dropout_differs_between_keys_layers_and_modalities():
     ones = np.ones((2, 64), np.float32)
     assert not np.array_equal(drop(ones, [0, 1], seed=0), drop(ones, [0, 1], seed=1))

@@ -230,3 +230,41 @@ def test_same_label_of_shapes_that_do_not_fit_raises(a, b):
     with pytest.raises(ValueError) as error:
         aa.same_label(jnp.ones(a, jnp.int32), jnp.ones(b, jnp.int32))
     assert str(a) in str(error.value) and str(b) in str(error.value)
+
+
+def test_integer_labels_of_different_dtypes_compare_by_value():
+    small = np.array([1, 3, 0], np.uint8)
+    wide = np.array([3, -1, 1, 0], np.int32)
+    expected = [[s == w for w in wide.tolist()] for s in small.tolist()]
+    np.testing.assert_array_equal(aa.same_label(small, wide), expected)
+    # In 32 bits 2³² − 1 and −1 are the same bits, not the same class.
+    largest = np.array([2**32 - 1, 3], np.uint32)
+    expected = [[False, False, False, False], [True, False, False, False]]
+    np.testing.assert_array_equal(aa.same_label(largest, wide), expected)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda labels: aa.same_label(labels, labels),
+        lambda labels: aa.correlation_graph(np.eye(2), labels, num_neighbors=2),
+        lambda labels: aa.cross_modal_report(np.eye(2), np.eye(2), labels, ks=()),
+    ],
+)
+def test_numpy_labels_beyond_32_bits_are_refused_and_not_cut(use):
+    with pytest.raises(ValueError, match=r"int64.*\(2,\).*jax_enable_x64"):
+        use(np.array([0, 2**32]))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_strict_dtype_promotion_is_enough(dtype):
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=(n, 3)), dtype) for n in (4, 5))
+    labels = np.array([0, 1, 0, 1], np.uint8), np.array([0, 1, 0, 1, 2])
+    with jax.numpy_dtype_promotion("strict"):
+        relevance = aa.same_label(*labels)
+        proxies = aa.anchor_aware_proxies(a, labels[0])
+        for distance in (aa.cosine_distance, aa.euclidean_distance):
+            value = aa.triplet_loss(distance(proxies, b), relevance, margin=0.3)
+            assert value.dtype == jnp.float32
+        assert aa.mean_average_precision(aa.cosine_similarity(a, b), relevance) > 0

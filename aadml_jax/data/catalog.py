@@ -155,8 +155,8 @@ def _find_published_file(
     if data_dir is None:
         raise UserError(f"data set {name} {remedy}")
     folder = pathlib.Path(os.path.expanduser(data_dir)).absolute()
-    if not folder.is_dir():
-        reason = "is not a folder" if folder.exists() else "does not exist"
+    if not os.path.isdir(folder):
+        reason = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise UserError(f"--data_dir {folder} {reason}; data set {name} {remedy}")
     for file_name in spec.file_names:
         # A folder or a dangling link of that name is reported when it is opened.

@@ -136,7 +136,7 @@ class _Content(NamedTuple):
 def _open(path: pathlib.Path) -> Iterator[h5py.File]:
     """Opens an HDF5 file for reading."""
     # HDF5 reports each of these cases as "unable to open file" in a paragraph of its own.
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a directory; give the HDF5 file itself")
     try:
         with open(path, "rb") as raw:

@@ -47,9 +47,14 @@ class Checkpoints:
         Args:
           workdir: the run's folder.
           read_only: for evaluation; nothing is created or cleaned up.
+
+        Raises:
+          UserError: if something else is in the folder's place.
         """
-        self._read_only = read_only
+        self._damaged: set[int] = set()
         self._folder = workdir.absolute() / FOLDER
+        if self._folder.exists() and not self._folder.is_dir():
+            raise UserError(f"{self._folder} is not a folder; remove it or use another --workdir")
         keep = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(_KEPT_LATEST),
@@ -83,6 +88,9 @@ class Checkpoints:
         host = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(state._asdict()))
         step = int(host["step"])
         self.wait()
+        if step in self._damaged:
+            self._manager.delete(step)
+            self._damaged.remove(step)
         if step in self._manager.all_steps():
             return
         metric = _NOT_EVALUATED if progress.mean_map is None else progress.mean_map
@@ -111,8 +119,8 @@ class Checkpoints:
     def restore_latest(self, template: TrainState) -> tuple[TrainState, Progress] | None:
         """The newest checkpoint that can be read; None if there is none at all.
 
-        A damaged one is reported on the log, and the one before it is tried. Unless opened
-        read-only, the damaged one is then removed: the run will come to its step again.
+        A damaged one is reported on the log, and the one before it is tried. It stays on disk until
+        the run comes to its step again.
 
         Args:
           template: a state of the right structure, shapes and dtypes.
@@ -121,7 +129,6 @@ class Checkpoints:
           UserError: if checkpoints exist but none can be read, or they are of another shape.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged = []
         for step in steps:
             try:
                 restored = self.restore(step, template)
@@ -130,10 +137,8 @@ class Checkpoints:
             except Exception as error:  # whatever a damaged file makes the reader raise
                 reason = " ".join(str(error).split())[:200]
                 logging.warning("checkpoint %s/%d is damaged: %s", self._folder, step, reason)
-                damaged.append(step)
+                self._damaged.add(step)
                 continue
-            for bad_step in () if self._read_only else damaged:
-                self._manager.delete(bad_step)
             return restored
         if steps:
             raise UserError(

@@ -50,8 +50,9 @@ class TrainConfig:
     )
     smoke: bool = _setting(
         False,
-        f"shrink the run to seconds: {SMOKE_TRAIN_ROWS} training rows, narrow towers, 20 epochs, "
-        "unless these are set by flags of their own",
+        f"shrink the run to seconds: {SMOKE_TRAIN_ROWS} training and {SMOKE_TEST_ROWS} test rows; "
+        f"and unless set by flags of their own, 20 epochs, batch size {SMOKE_BATCH_SIZE}, towers "
+        "of 128 units, learning rate 1e-3, evaluation every 5 epochs",
     )
     epochs: int | None = _setting(
         None, "passes over the training rows; default 400, 60 for synthetic data", resumable=True
@@ -128,6 +129,8 @@ def config_from_json(values: dict[str, Any]) -> TrainConfig:
     Raises:
       UserError: if the names are not those of this version's `TrainConfig`.
     """
+    if not isinstance(values, dict):
+        raise UserError("the stored configuration is damaged; use another --workdir")
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     if set(values) != known:
         odd = ", ".join(sorted(set(values) ^ known))
@@ -188,7 +191,10 @@ def apply_smoke_subset(config: TrainConfig, dataset: RetrievalDataset) -> Retrie
     """With `smoke`, the first rows of each class; else the data set as it is."""
     if not config.smoke:
         return dataset
-    return dataset.class_balanced_subset(SMOKE_TRAIN_ROWS, SMOKE_TEST_ROWS)
+    # Where there are more classes than rows, one row of each is the least.
+    return dataset.class_balanced_subset(
+        max(SMOKE_TRAIN_ROWS, dataset.num_classes), max(SMOKE_TEST_ROWS, dataset.num_classes)
+    )
 
 
 def resolve(config: TrainConfig, num_train: int) -> TrainConfig:
@@ -199,7 +205,7 @@ def resolve(config: TrainConfig, num_train: int) -> TrainConfig:
       num_train: training rows at hand.
 
     Returns:
-      A configuration without open epochs, batch size or checkpoint interval.
+      A configuration without open epochs or batch size.
 
     Raises:
       UserError: if an explicit batch size exceeds the training rows.

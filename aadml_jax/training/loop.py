@@ -83,7 +83,7 @@ def check_resumable(stored: dict[str, Any], config: TrainConfig, data: dict[str,
       UserError: naming what differs.
     """
     remedy = "use the same value or another --workdir"
-    former = config_from_json(stored["config"])
+    former = config_from_json(stored.get("config"))
     for field in dataclasses.fields(config):
         old, new = getattr(former, field.name), getattr(config, field.name)
         if old != new and field.name not in resumable_fields():
@@ -91,12 +91,24 @@ def check_resumable(stored: dict[str, Any], config: TrainConfig, data: dict[str,
                 f"{config.workdir} holds a checkpoint of another configuration: --{field.name} "
                 f"was {old}, now {new}; {remedy}"
             )
-    if stored["data"]["fingerprint"] != data["fingerprint"]:
+    if recorded_data(stored)["fingerprint"] != data["fingerprint"]:
         raise UserError(
             f"{config.workdir} holds a checkpoint of another configuration: the data in "
             f"{data['source']} are not those it was trained on; use the same data or another "
             "--workdir"
         )
+
+
+def recorded_data(stored: dict[str, Any]) -> dict[str, Any]:
+    """The description of the data in the content of a config.json.
+
+    Raises:
+      UserError: if there is none.
+    """
+    data = stored.get("data")
+    if not isinstance(data, dict) or not {"fingerprint", "source", "num_classes"} <= set(data):
+        raise UserError("config.json does not describe its data; use another --workdir")
+    return data
 
 
 def describe_data(dataset: RetrievalDataset) -> dict[str, Any]:
@@ -173,10 +185,11 @@ class _Run:
         restored = checkpoints.restore_latest(self.state)
         if restored is not None:
             self.state, self.progress = restored
-        if self.progress.epoch > config.epochs:
+        begun = -(-self.step // self.steps_per_epoch)
+        if begun > config.epochs:
             raise UserError(
-                f"--epochs={config.epochs}: the run in {folder.path} is already at epoch "
-                f"{self.progress.epoch}; ask for at least that many, or use another --workdir"
+                f"--epochs={config.epochs}: the run in {folder.path} is already at epoch {begun}; "
+                "ask for at least that many, or use another --workdir"
             )
         self.folder.write_json(
             CONFIG_FILE,
@@ -242,11 +255,7 @@ class _Run:
             name: float(total) / self.steps_per_epoch
             for name, total in jax.device_get(self.state.epoch_sums).items()
         }
-        if not math.isfinite(values["loss"]):
-            raise TrainingDiverged(
-                f"the loss became {values['loss']} in epoch {epoch}; lower --learning_rate "
-                f"({self.config.learning_rate:g}) and start again with another --workdir"
-            )
+        self._require_finite("loss", values["loss"], epoch)
         values["learning_rate"] = self.config.learning_rate
         is_last = epoch == self.config.epochs
         report = None
@@ -254,6 +263,7 @@ class _Run:
             report = evaluate(self.model, self.state.params, self.test_rows)
             for direction in DIRECTIONS:
                 values[f"map_{direction}"] = report[direction]["map"]
+            self._require_finite("MAP", values["map_mean"], epoch)
         log.write(self.step, {"epoch": epoch, **values})
         events.write(self.step, values)
         display.epoch_done(epoch, values, report)
@@ -265,6 +275,14 @@ class _Run:
             self.progress = self._now(epoch, mean_map)
             self.checkpoints.save(self.state, self.progress)
         return report
+
+    def _require_finite(self, name: str, value: float, epoch: int) -> None:
+        """Stops before anything of a broken state is logged or saved."""
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"the {name} became {value} in epoch {epoch}; lower --learning_rate "
+                f"({self.config.learning_rate:g}) and start again with another --workdir"
+            )
 
     def _now(self, epoch: int, mean_map: float | None) -> Progress:
         return Progress(epoch, time.monotonic() - self.started, mean_map)
@@ -319,8 +337,8 @@ def restore_for_evaluation(
     Raises:
       UserError: if there is no checkpoint that can be read.
     """
-    config = config_from_json(stored["config"])
-    data = stored["data"]
+    config = config_from_json(stored.get("config"))
+    data = recorded_data(stored)
     template = init_state(
         config,
         num_classes=data["num_classes"],

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -30,9 +31,11 @@ class RunFolder:
         Raises:
           UserError: if it cannot be created or written to, or another process holds it.
         """
-        self.path = pathlib.Path(path).expanduser().absolute()
+        self.path = pathlib.Path(os.path.expanduser(path)).absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass  # an existing lock file would not show that the folder is read-only
             self._lock = open(self.path / _LOCK_FILE, "a+")  # noqa: SIM115 (held until __exit__)
         except OSError as error:
             raise UserError(
@@ -40,11 +43,13 @@ class RunFolder:
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             self._lock.close()
-            raise UserError(
-                f"--workdir={path} is in use by another run; wait for it, or choose another folder"
-            ) from None
+            if isinstance(error, BlockingIOError):
+                reason = "is in use by another run; wait for it, or"
+            else:
+                reason = f"is on a file system that cannot lock files ({error.strerror});"
+            raise UserError(f"--workdir={path} {reason} choose another folder") from None
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -56,7 +61,7 @@ class RunFolder:
         """Writes a JSON file as a whole: a reader sees the old content or the new one."""
         temporary = self.path / f".{name}.tmp"
         with open(temporary, "w") as file:
-            json.dump(content, file, indent=2)
+            json.dump(content, file, indent=2, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
@@ -71,7 +76,10 @@ def read_run_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
     """
     path = folder / name
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+        return content
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); give the --workdir of a run"
@@ -92,15 +100,11 @@ class MetricLog:
     def __init__(self, folder: RunFolder, *, last_step: int):
         """Opens the log for appending after `last_step`; later or torn lines are dropped."""
         path = folder.path / METRICS_FILE
-        kept = []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                if json.loads(line)["step"] <= last_step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                break  # a line torn by a crash is the last one
         temporary = path.with_name(f".{METRICS_FILE}.tmp")
-        temporary.write_text("".join(kept))
+        with open(temporary, "w") as file:
+            file.writelines(_lines_up_to(path, last_step))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
         self._file = open(path, "a")  # noqa: SIM115 (held until close)
 
@@ -117,6 +121,26 @@ class MetricLog:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _lines_up_to(path: pathlib.Path, last_step: int) -> list[str]:
+    """The lines of a log up to a step; a last line torn by a crash is left out.
+
+    Raises:
+      UserError: if another line is not one of this log.
+    """
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise UserError(
+                    f"{path}: line {number} is not a line of this log; move the file away"
+                ) from None
+    return kept
 
 
 def versions() -> dict[str, str]:

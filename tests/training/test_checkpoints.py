@@ -123,6 +123,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, monk
     with Checkpoints(tmp_path) as checkpoints:
         restored, _ = checkpoints.restore_latest(state_at(0))
         assert_same_bytes(restored, first)
+        assert steps_in(tmp_path) == [1, 2]
         again = state_at(2)
         checkpoints.save(again, progress_at(2, 0.2))
         assert_same_bytes(checkpoints.restore_latest(state_at(0))[0], again)
@@ -147,6 +148,12 @@ def test_a_checkpoint_of_other_shapes_is_named(tmp_path):
             UserError, match=r"opt_state.* \(3, 2\).*needs .*\(5, 2\).*another conf"
         ):
             checkpoints.restore_latest(state_at(0, width=5))
+
+
+def test_a_file_in_the_folders_place_is_an_error(tmp_path):
+    (tmp_path / FOLDER).write_text("")
+    with pytest.raises(UserError, match="is not a folder"):
+        Checkpoints(tmp_path)
 
 
 def test_what_a_crash_left_half_written_is_cleaned_up(tmp_path):

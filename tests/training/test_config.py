@@ -68,6 +68,14 @@ def test_smoke_keeps_few_rows():
     assert (len(subset.train), len(subset.test)) == (300, 100)
 
 
+def test_smoke_keeps_a_row_of_each_of_many_classes():
+    labels = np.arange(900) % 350
+    rows = PairedFeatures(np.ones((900, 2)), np.ones((900, 3)), labels)
+    dataset = RetrievalDataset("d", rows, rows, 350, "here")
+    subset = configuration.apply_smoke_subset(TrainConfig(smoke=True), dataset)
+    assert (len(subset.train), len(subset.test)) == (350, 350)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -176,7 +176,7 @@ def test_options_that_do_not_change_an_epoch_may_change(undisturbed, tmp_path):
     assert restored_bytes(tmp_path) == expected
 
 
-def test_fewer_epochs_than_done_are_refused(undisturbed):
+def test_fewer_epochs_than_begun_are_refused(undisturbed):
     folder, _, _ = undisturbed
     with pytest.raises(UserError, match=r"--epochs=3: the run in .* is already at epoch 4"):
         train(folder, epochs=3)
@@ -235,6 +235,22 @@ def test_scaling_the_features_does_not_change_a_standardised_run(tmp_path):
 def test_a_diverging_run_says_so_and_keeps_its_checkpoints(tmp_path):
     with pytest.raises(TrainingDiverged, match=r"loss became (nan|inf).*--learning_rate"):
         train(tmp_path, learning_rate=1e38, label_loss="squared")
+
+
+def test_a_state_that_breaks_in_the_last_step_of_an_epoch_is_not_saved(tmp_path):
+    # One step an epoch: its loss is still finite, its parameters are not.
+    with pytest.raises(TrainingDiverged, match=r"MAP became nan in epoch 1"):
+        train(tmp_path, learning_rate=1e38, batch_size=50, eval_every=1)
+    assert log_of(tmp_path) == ""
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()]
+
+
+@pytest.mark.parametrize("content", ["{}", '{"config": 3, "data": {}}'])
+def test_a_foreign_config_file_is_refused(tmp_path, content):
+    train(tmp_path, epochs=2)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="stored configuration"):
+        train(tmp_path)
 
 
 def test_evaluation_needs_a_checkpoint(undisturbed, tmp_path):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from aadml_jax.errors import UserError
+from aadml_jax.training import run_folder
 from aadml_jax.training.run_folder import (
     METRICS_FILE,
     MetricLog,
@@ -85,6 +86,35 @@ def test_log_of_a_fresh_run_is_empty(tmp_path):
         (folder.path / METRICS_FILE).write_text('{"step": 5}\n')
         MetricLog(folder, last_step=0).close()
         assert lines(folder) == []
+
+
+def test_a_log_of_something_else_is_refused_and_stays(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        text = '{"step": 5}\nnotes of mine\n{"step": 10}\n'
+        (folder.path / METRICS_FILE).write_text(text)
+        with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not a line of this log"):
+            MetricLog(folder, last_step=10)
+        assert (folder.path / METRICS_FILE).read_text() == text
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"cannot lock files \(Operation not supported\)"):
+        RunFolder(tmp_path)
+
+
+def test_json_that_is_no_object_is_damaged(tmp_path):
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(UserError, match=r"x\.json is damaged \(it holds no object\)"):
+        read_run_json(tmp_path, "x.json")
+
+
+def test_not_a_number_is_never_written(tmp_path):
+    with RunFolder(tmp_path) as folder, pytest.raises(ValueError, match="not JSON compliant"):
+        folder.write_json("x.json", {"map": float("nan")})
 
 
 def test_versions_name_what_decides_the_bytes():
