@@ -7,6 +7,7 @@ resumes a run that was interrupted. `--help` lists the flags.
 import dataclasses
 import sys
 
+import jax
 from absl import flags
 
 from aadml_jax.data import load_dataset
@@ -41,7 +42,7 @@ def main() -> int:
         print(
             f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test pairs, "
             f"{dataset.num_classes} classes; {config.epochs} epochs, batch size "
-            f"{config.batch_size}, run folder {folder.path}",
+            f"{config.batch_size}, on {jax.devices()[0].platform}; run folder {folder.path}",
             flush=True,
         )
         try:

@@ -209,10 +209,11 @@ class _Run:
 
     def to_the_end(self) -> dict[str, Any]:
         """Runs the remaining epochs and writes the result."""
-        if restored_step := self.step:
-            print(
-                f"resuming {self.folder.path} at epoch {self.progress.epoch} (step {restored_step})"
-            )
+        restored_step, epoch = self.step, self.progress.epoch
+        if epoch == self.config.epochs:
+            print(f"already trained to epoch {epoch}: nothing to do but to report")
+        elif restored_step:
+            print(f"resuming after epoch {epoch} (step {restored_step})", flush=True)
         log = MetricLog(self.folder, last_step=restored_step)
         events = TensorBoard(
             self.folder.path, enabled=self.config.tensorboard, last_step=restored_step

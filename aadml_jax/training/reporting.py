@@ -28,11 +28,11 @@ class ProgressDisplay:
         )
 
     def epoch_done(self, epoch: int, values: Mapping[str, Any], report: Any | None) -> None:
-        """Shows an epoch's mean objective, and its MAP if it was evaluated."""
+        """Shows an epoch's mean objective and learning rate, and its MAP if it was evaluated."""
         line = (
             f"epoch {epoch:>{len(str(self._num_epochs))}}/{self._num_epochs}  "
             f"loss {values['loss']:.4f}  label {values['label_loss']:.4f}  "
-            f"metric {values['metric_loss']:.4f}"
+            f"metric {values['metric_loss']:.4f}  lr {values['learning_rate']:.2g}"
         )
         if report is not None:
             maps = (report[direction]["map"] for direction in DIRECTIONS)

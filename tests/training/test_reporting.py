@@ -11,7 +11,7 @@ from aadml_jax.training import reporting
 from aadml_jax.training.reporting import ProgressDisplay, TensorBoard, result_table
 
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboardX") is not None
-VALUES = {"loss": 1.5, "label_loss": 1.0, "metric_loss": 0.5}
+VALUES = {"loss": 1.5, "label_loss": 1.0, "metric_loss": 0.5, "learning_rate": 1e-4}
 REPORT = {
     "audio_to_visual": {"map": 0.25},
     "visual_to_audio": {"map": 0.5},
@@ -35,8 +35,8 @@ def test_without_a_terminal_each_epoch_is_a_plain_line(capsys):
     show_two_epochs()
     output, errors = capsys.readouterr()
     assert output.splitlines() == [
-        "epoch  8/12  loss 1.5000  label 1.0000  metric 0.5000",
-        "epoch  9/12  loss 1.5000  label 1.0000  metric 0.5000"
+        "epoch  8/12  loss 1.5000  label 1.0000  metric 0.5000  lr 0.0001",
+        "epoch  9/12  loss 1.5000  label 1.0000  metric 0.5000  lr 0.0001"
         "  MAP a→v 0.250  v→a 0.500  mean 0.375",
     ]
     assert errors == ""
@@ -47,7 +47,7 @@ def test_on_a_terminal_a_bar_moves_and_only_evaluations_are_lines(monkeypatch, c
     monkeypatch.setattr(sys, "stderr", terminal)
     show_two_epochs()
     assert capsys.readouterr().out.splitlines() == [
-        "epoch  9/12  loss 1.5000  label 1.0000  metric 0.5000"
+        "epoch  9/12  loss 1.5000  label 1.0000  metric 0.5000  lr 0.0001"
         "  MAP a→v 0.250  v→a 0.500  mean 0.375"
     ]
     assert "9/12" in terminal.getvalue()
