@@ -74,7 +74,7 @@ def run(main: Callable[[], int | None]) -> None:
         except SystemExit:  # --help and its kin print and leave with 1
             sys.exit(0)
         except flags.Error as error:
-            _fail(" ".join(str(error).split()), USER_MISTAKE)
+            _fail(f"{' '.join(str(error).split())}; --help lists the flags", USER_MISTAKE)
         if len(rest) > 1:
             _fail(f"unexpected argument {rest[1]!r}; flags begin with --", USER_MISTAKE)
         return rest
@@ -85,6 +85,8 @@ def run(main: Callable[[], int | None]) -> None:
             return main() or 0
         except UserError as error:
             _fail(str(error), USER_MISTAKE)
+        except KeyboardInterrupt:
+            _fail("interrupted; what was saved before stays", 1)
 
     # The tables hold arrows: an output that cannot show one must not end a run.
     sys.stdout.reconfigure(errors="replace")

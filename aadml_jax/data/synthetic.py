@@ -155,7 +155,7 @@ def make_synthetic(spec: SyntheticSpec = SYNTHETIC, *, name: str = "synthetic") 
         train=train,
         test=test,
         num_classes=spec.num_classes,
-        source=f"make_synthetic, seed {spec.seed}",
+        source=f"{name} data generated with seed {spec.seed}",
         test_posteriors=tuple(
             class_posteriors(
                 features,

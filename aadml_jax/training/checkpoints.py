@@ -8,6 +8,7 @@ second newest is what a run falls back to if the newest was damaged on disk.
 
 import dataclasses
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -55,6 +56,11 @@ class Checkpoints:
         self._folder = workdir.absolute() / FOLDER
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(f"{self._folder} is not a folder; remove it or use another --workdir")
+        if not read_only:
+            # What a killed run left half written. Orbax's own clean-up runs in a thread that
+            # outlives a manager that saves nothing.
+            for leftover in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover)
         keep = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(_KEPT_LATEST),
@@ -67,7 +73,6 @@ class Checkpoints:
                 preservation_policy=keep,
                 best_fn=_mean_map,
                 create=not read_only,
-                cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=not read_only,
             ),
         )

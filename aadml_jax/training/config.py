@@ -60,7 +60,9 @@ class TrainConfig:
     batch_size: int | None = _setting(
         None, f"rows per step; default {DEFAULT_BATCH_SIZE}, or all training rows if fewer"
     )
-    seed: int = _setting(0, "seed of initialisation, shuffling and dropout")
+    seed: int = _setting(
+        0, "seed of initialisation, shuffling and dropout; generated data stay the same"
+    )
     loss: str = _setting("triplet", "metric loss", choices=tuple(METRIC_LOSSES))
     margin: float = _setting(1.0, "margin of the metric loss, in units of the distance")
     anchor_aware: bool = _setting(True, "put anchor-aware proxies in the anchors' place")

@@ -82,7 +82,7 @@ def check_resumable(stored: dict[str, Any], config: TrainConfig, data: dict[str,
     Raises:
       UserError: naming what differs.
     """
-    remedy = "use the same value or another --workdir"
+    remedy = "use the same value, or another --workdir"
     former = config_from_json(stored.get("config"))
     for field in dataclasses.fields(config):
         old, new = getattr(former, field.name), getattr(config, field.name)
@@ -93,8 +93,8 @@ def check_resumable(stored: dict[str, Any], config: TrainConfig, data: dict[str,
             )
     if recorded_data(stored)["fingerprint"] != data["fingerprint"]:
         raise UserError(
-            f"{config.workdir} holds a checkpoint of another configuration: the data in "
-            f"{data['source']} are not those it was trained on; use the same data or another "
+            f"{config.workdir} holds a checkpoint of another configuration: the data, "
+            f"{data['source']}, are not those it was trained on; use the same data, or another "
             "--workdir"
         )
 
@@ -213,7 +213,10 @@ class _Run:
         if epoch == self.config.epochs:
             print(f"already trained to epoch {epoch}: nothing to do but to report")
         elif restored_step:
-            print(f"resuming after epoch {epoch} (step {restored_step})", flush=True)
+            print(
+                f"resuming after {epoch} of {self.config.epochs} epochs (step {restored_step})",
+                flush=True,
+            )
         log = MetricLog(self.folder, last_step=restored_step)
         events = TensorBoard(
             self.folder.path, enabled=self.config.tensorboard, last_step=restored_step
@@ -243,8 +246,8 @@ class _Run:
                 self.checkpoints.save(self.state, self._now(epoch - 1, None))
                 self.checkpoints.wait()
                 raise Interrupted(
-                    f"stopped by {stop.name} at step {self.step} (epoch {epoch} of "
-                    f"{self.config.epochs}), state saved; the same command resumes"
+                    f"stopped by {stop.name} after {epoch - 1} of {self.config.epochs} epochs "
+                    f"(step {self.step}), state saved; the same command resumes"
                 )
             self.state = self.run_steps(self.state, min(remaining, _STEPS_PER_CALL))
             jax.block_until_ready(self.state.step)

@@ -82,7 +82,8 @@ def read_run_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
         return content
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}); give the --workdir of a run"
+            f"{path} cannot be read ({error.strerror}); train first, or give the folder of a run "
+            "(its --workdir)"
         ) from error
     except ValueError as error:
         raise UserError(

@@ -160,8 +160,11 @@ def test_what_a_crash_left_half_written_is_cleaned_up(tmp_path):
     leftover = tmp_path / FOLDER / "4.orbax-checkpoint-tmp"
     leftover.mkdir(parents=True)
     (leftover / "data").write_text("half")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.restore_latest(state_at(0)) is None
+    assert leftover.exists()
     with Checkpoints(tmp_path) as checkpoints:
+        assert not leftover.exists()
         assert checkpoints.restore_latest(state_at(0)) is None
         checkpoints.save(state_at(4), progress_at(1))
-    assert not leftover.exists()
     assert steps_in(tmp_path) == [4]
