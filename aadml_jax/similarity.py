@@ -165,7 +165,7 @@ def same_label(a: Array, b: Array) -> Array:
     if a.dtype != b.dtype:
         # No integer dtype holds every pair of them: those beyond the common one equal nothing.
         with jax.numpy_dtype_promotion("standard"):
-            common = jnp.promote_types(a.dtype, b.dtype)
+            common = jnp.result_type(a.dtype, b.dtype)
         fits = [(labels.astype(common) < 0) == (labels < 0) for labels in (a, b)]
         equal = a.astype(common)[:, None] == b.astype(common)[None, :]
         return equal & (fits[0][:, None] & fits[1][None, :])
