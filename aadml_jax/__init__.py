@@ -19,11 +19,20 @@ from aadml_jax._version import __version__
 from aadml_jax.anchor_aware import anchor_aware_proxies
 from aadml_jax.graphs import CorrelationGraph, correlation_graph
 from aadml_jax.losses import (
+    circle_loss,
     contrastive_loss,
     hard_triplet_loss,
+    lifted_structure_loss,
+    margin_loss,
+    multi_similarity_loss,
+    ntxent_loss,
+    proxy_anchor_loss,
     semihard_triplet_loss,
+    smooth_ap_loss,
+    supcon_loss,
     triplet_loss,
 )
+from aadml_jax.memory_bank import Memory, init_memory, update_memory
 from aadml_jax.metrics import (
     average_precision,
     cross_modal_report,
@@ -43,9 +52,11 @@ from aadml_jax.similarity import (
 
 __all__ = [
     "CorrelationGraph",
+    "Memory",
     "__version__",
     "anchor_aware_proxies",
     "average_precision",
+    "circle_loss",
     "contrastive_loss",
     "correlation_graph",
     "cosine_distance",
@@ -54,12 +65,21 @@ __all__ = [
     "euclidean_distance",
     "hard_triplet_loss",
     "in_row_blocks",
+    "init_memory",
+    "lifted_structure_loss",
+    "margin_loss",
     "mean_average_precision",
+    "multi_similarity_loss",
+    "ntxent_loss",
     "precision_at",
     "prefix_average_precision",
+    "proxy_anchor_loss",
     "recall_at",
     "same_label",
     "semihard_triplet_loss",
+    "smooth_ap_loss",
     "squared_euclidean_distance",
+    "supcon_loss",
     "triplet_loss",
+    "update_memory",
 ]

@@ -59,8 +59,9 @@ def as_pairs(values: Any, relevance: Any, where: Any, name: str) -> tuple[Array,
       name: what `values` are called in messages.
 
     Returns:
-      `values` in at least float32, and the disjoint masks P (relevant) and Q (not relevant), both
-      within `where`.
+      `values` in at least float32, those outside `where` cleared to 0 so that not even a NaN of
+      theirs reaches a result or a derivative; and the disjoint masks P (relevant) and Q (not
+      relevant), both within `where`.
     """
     values = as_float(values)
     if values.ndim != 2:
@@ -69,7 +70,7 @@ def as_pairs(values: Any, relevance: Any, where: Any, name: str) -> tuple[Array,
     if where is None:
         return values, relevance, ~relevance
     where = as_mask(where, values.shape, "where")
-    return values, relevance & where, ~relevance & where
+    return jnp.where(where, values, 0), relevance & where, ~relevance & where
 
 
 def as_scalar(value: Any, dtype: Any, name: str) -> Array:
@@ -108,6 +109,20 @@ def masked_row_mean(values: Array, mask: Array) -> Array:
     """
     total = jnp.sum(jnp.where(mask, values, 0), axis=1)
     return divide_or_zero(total, jnp.sum(mask, axis=1, dtype=jnp.int32))
+
+
+def row_logsumexp(values: Array, mask: Array) -> Array:
+    """Log Σ exp over the true entries of each row [N]; −∞ with derivative 0 for a row without any.
+
+    softplus of it is log(1 + Σ exp), which is 0 for such a row.
+    """
+    is_empty = ~jnp.any(mask, axis=1)
+    largest = jnp.max(jax.lax.stop_gradient(values), axis=1, initial=-jnp.inf, where=mask)
+    shift = jnp.where(is_empty, 0, largest)
+    # Cleared before exp as well: an entry outside the mask may be far above the largest within.
+    exponents = jnp.where(mask, values - shift[:, None], -jnp.inf)
+    total = jnp.sum(jnp.exp(exponents), axis=1)
+    return jnp.where(is_empty, -jnp.inf, jnp.log(jnp.where(is_empty, 1, total)) + shift)
 
 
 def check_count(value: int, name: str, shape: tuple[int, ...]) -> int:

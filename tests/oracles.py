@@ -63,18 +63,23 @@ def degenerate_case(seed, low=0.0, high=2.0):
     return matrix, relevance, where
 
 
-def by_row(row_oracle, matrix, relevance, where=None, **params):
-    """The row oracle on every row, after dropping the columns where `where` is False."""
+def by_row(row_oracle, matrix, relevance, where=None, constants=None, **params):
+    """The row oracle on every row, after dropping the columns where `where` is False.
+
+    With `constants`, a second matrix, the oracle sees pairs of a number and its constant.
+    """
     matrix = np.asarray(matrix).astype(np.float64)
+    if constants is not None:
+        constants = np.asarray(constants).astype(np.float64)
     relevance = np.asarray(relevance, dtype=bool)
     where = np.ones_like(relevance) if where is None else np.asarray(where, dtype=bool)
     rows = []
-    for values, relevant, kept in zip(matrix, relevance, where, strict=True):
+    for i, (values, relevant, kept) in enumerate(zip(matrix, relevance, where, strict=True)):
         columns = [j for j in range(len(values)) if kept[j]]
-        row_values, row_relevant = (
-            [float(values[j]) for j in columns],
-            [bool(relevant[j]) for j in columns],
-        )
+        row_values = [float(values[j]) for j in columns]
+        if constants is not None:
+            row_values = [(float(values[j]), float(constants[i, j])) for j in columns]
+        row_relevant = [bool(relevant[j]) for j in columns]
         rows.append(row_oracle(row_values, row_relevant, **params))
     return np.array(rows, dtype=np.float64)
 
@@ -120,6 +125,89 @@ def semihard_triplet_row(distances, relevant, *, margin):
 def hard_triplet_row(distances, relevant, *, margin):
     positives, negatives = sides(distances, relevant)
     return max(0.0, max(positives) - min(negatives) + margin) if positives and negatives else 0.0
+
+
+def logsumexp(values):
+    return math.log(sum(math.exp(v) for v in values)) if values else -math.inf
+
+
+def softplus(value):
+    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
+
+
+def margin_row(distances, relevant, *, margin, beta):
+    positives, negatives = sides(distances, relevant)
+    near = mean(max(0.0, d - beta + margin) for d in positives)
+    return near + mean(max(0.0, beta - d + margin) for d in negatives)
+
+
+def lifted_structure_row(distances, relevant, *, margin):
+    positives, negatives = sides(distances, relevant)
+    if not positives or not negatives:
+        return 0.0
+    return max(0.0, logsumexp(positives) + logsumexp([margin - d for d in negatives]))
+
+
+def ntxent_row(similarities, relevant, *, temperature):
+    positives, negatives = sides(similarities, relevant)
+    against = sum(math.exp(s / temperature) for s in negatives)
+    own = [math.exp(s / temperature) for s in positives]
+    return mean(-math.log(p / (p + against)) for p in own)
+
+
+def supcon_row(similarities, relevant, *, temperature):
+    positives, _ = sides(similarities, relevant)
+    total = sum(math.exp(s / temperature) for s in similarities)
+    return mean(-math.log(math.exp(s / temperature) / total) for s in positives)
+
+
+def multi_similarity_row(similarities, relevant, *, alpha, beta, base):
+    positives, negatives = sides(similarities, relevant)
+    pull = math.log1p(sum(math.exp(-alpha * (s - base)) for s in positives)) / alpha
+    return pull + math.log1p(sum(math.exp(beta * (s - base)) for s in negatives)) / beta
+
+
+def proxy_anchor_row(similarities, relevant, *, margin, alpha):
+    positives, negatives = sides(similarities, relevant)
+    pull = math.log1p(sum(math.exp(-alpha * (s - margin)) for s in positives))
+    return pull + math.log1p(sum(math.exp(alpha * (s + margin)) for s in negatives))
+
+
+def circle_row(similarities, relevant, *, margin, gamma):
+    """Each similarity is a number, or a pair of it and the weight that stays constant."""
+    if not any(relevant) or all(relevant):
+        return 0.0
+    push = pull = 0.0
+    for similarity, is_positive in zip(similarities, relevant, strict=True):
+        s, weight = similarity if isinstance(similarity, tuple) else (similarity, None)
+        if is_positive:
+            weight = max(0.0, 1 + margin - s) if weight is None else weight
+            pull += math.exp(-gamma * weight * (s - 1 + margin))
+        else:
+            weight = max(0.0, s + margin) if weight is None else weight
+            push += math.exp(gamma * weight * (s - margin))
+    return math.log1p(push * pull)
+
+
+def circle_weights(similarities, relevance, *, margin):
+    """What the derivative of the circle loss takes for constant [n, m]."""
+    similarities = np.asarray(similarities).astype(np.float64)
+    positive, negative = 1 + margin - similarities, similarities + margin
+    return np.maximum(0, np.where(relevance, positive, negative))
+
+
+def smooth_ap_row(similarities, relevant, *, temperature):
+    def above(j, p):
+        gap = (similarities[j] - similarities[p]) / temperature
+        return 1 / (1 + math.exp(-gap)) if gap > -700 else 0.0
+
+    precisions, columns = [], range(len(similarities))
+    for p in columns:
+        if relevant[p]:
+            rank = 1 + sum(above(j, p) for j in columns if j != p)
+            among = 1 + sum(above(j, p) for j in columns if j != p and relevant[j])
+            precisions.append(among / rank)
+    return 1 - mean(precisions) if precisions else 0.0
 
 
 # Metrics

@@ -1,10 +1,16 @@
-"""Metric losses of a distance matrix, one file per family.
+"""Metric losses, one file per family.
 
-Every loss has the signature
+Every loss is a function of a matrix [N, M], its rows anchors (or their proxies), its columns
+references, with the signature
 
     loss(distances, relevance, *, margin=…, where=None, reduce_fn=jnp.mean)
+    loss(similarities, relevance, *, temperature=…, where=None, reduce_fn=jnp.mean)
 
-- `distances` [N, M]: rows are anchors (or their proxies), columns are references.
+- on distances (lower is more alike): contrastive, margin, triplet, semi-hard triplet, hard triplet,
+  lifted structure;
+- on similarities (higher is more alike): NT-Xent, SupCon, multi-similarity, circle, proxy anchor,
+  Smooth-AP.
+
 - `relevance` bool [N, M]: P(i) are row i's columns with relevance and `where` (its positives),
   Q(i) those with `where` and without relevance (its negatives).
 - `where` bool [N, M]: pairs that count; default all. No loss leaves out self-pairs by itself: for
@@ -12,17 +18,30 @@ Every loss has the signature
 - `reduce_fn` takes the values per anchor [N]; the default averages over *all* rows, those with
   nothing to compare included as 0. None returns the values.
 
-Margins may be traced, differentiated and mapped over. At a tie of a hinge (its argument exactly 0)
-the derivative is 0.
+Margins, temperatures and the like may be traced, differentiated and mapped over. At a tie of a
+hinge (its argument exactly 0) the derivative is 0.
 """
 
-from aadml_jax.losses.contrastive import contrastive_loss
+from aadml_jax.losses.circle import circle_loss
+from aadml_jax.losses.contrastive import contrastive_loss, margin_loss
+from aadml_jax.losses.lifted_structure import lifted_structure_loss
 from aadml_jax.losses.mined_triplet import hard_triplet_loss, semihard_triplet_loss
+from aadml_jax.losses.multi_similarity import multi_similarity_loss, proxy_anchor_loss
+from aadml_jax.losses.smooth_ap import smooth_ap_loss
+from aadml_jax.losses.softmax import ntxent_loss, supcon_loss
 from aadml_jax.losses.triplet import triplet_loss
 
 __all__ = [
+    "circle_loss",
     "contrastive_loss",
     "hard_triplet_loss",
+    "lifted_structure_loss",
+    "margin_loss",
+    "multi_similarity_loss",
+    "ntxent_loss",
+    "proxy_anchor_loss",
     "semihard_triplet_loss",
+    "smooth_ap_loss",
+    "supcon_loss",
     "triplet_loss",
 ]

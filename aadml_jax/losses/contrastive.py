@@ -1,4 +1,4 @@
-"""The contrastive loss."""
+"""Losses of single pairs against fixed thresholds: contrastive and margin loss."""
 
 import jax
 import jax.numpy as jnp
@@ -48,4 +48,53 @@ def contrastive_loss(
     pull = masked_row_mean(jnp.square(jnp.where(positives, distances, 0)), positives)
     gaps = jnp.where(negatives, margin - distances, 0)
     push = masked_row_mean(jnp.square(jax.nn.relu(gaps)), negatives)
+    return reduce_rows(pull + push, reduce_fn)
+
+
+def margin_loss(
+    distances: Array,
+    relevance: Array,
+    *,
+    margin: float | Array = 0.2,
+    beta: float | Array = 1.2,
+    where: Array | None = None,
+    reduce_fn: ReduceFn = jnp.mean,
+) -> Array:
+    """Wants positives within beta − margin and negatives beyond beta + margin.
+
+    L_i = mean over P(i) of max(0, d_ij − beta + margin)
+        + mean over Q(i) of max(0, beta − d_ij + margin).
+
+    Wu et al., "Sampling Matters in Deep Embedding Learning", ICCV 2017, arXiv:1706.07567, its
+    margin based loss. Departures: positives and negatives are averaged apart instead of being
+    sampled, and no penalty on beta is added; beta may be learned, by differentiating in it.
+
+    Args:
+      distances: [N, M]; Euclidean distances of unit vectors for the defaults.
+      relevance: bool [N, M].
+      margin: half the width of the gap between positives and negatives. The default 0.2 is the
+        paper's.
+      beta: distance that separates positives from negatives. The default 1.2 is the paper's start
+        value; the cosine distance that corresponds to it is 0.72.
+      where: bool [N, M], the pairs that count; default all.
+      reduce_fn: applied to the values per anchor; None returns them [N].
+
+    Returns:
+      The mean over all anchors (or what `reduce_fn` makes of the values). An anchor without
+      positives or without negatives gets 0 for that side.
+
+    Raises:
+      ValueError: for shapes that do not fit, or a parameter that is no scalar.
+
+    >>> import jax.numpy as jnp
+    >>> distances = jnp.array([[1.25, 0.75, 2.0]])
+    >>> relevance = jnp.array([[True, False, False]])
+    >>> print(margin_loss(distances, relevance, margin=0.25, beta=1.0))  # 0.5 + (0.5 + 0) / 2
+    0.75
+    """
+    distances, positives, negatives = as_pairs(distances, relevance, where, "distances")
+    margin = as_scalar(margin, distances.dtype, "margin")
+    excess = distances - as_scalar(beta, distances.dtype, "beta")
+    pull = masked_row_mean(jax.nn.relu(margin + excess), positives)
+    push = masked_row_mean(jax.nn.relu(margin - excess), negatives)
     return reduce_rows(pull + push, reduce_fn)

@@ -114,7 +114,5 @@ def triplet_loss(
     0.125
     """
     distances, positives, negatives = as_pairs(distances, relevance, where, "distances")
-    # Masked entries are cleared so that not even a NaN of theirs reaches value or derivative.
-    distances = jnp.where(positives | negatives, distances, 0)
     margin = as_scalar(margin, distances.dtype, "margin")
     return reduce_rows(_mean_hinge(distances, margin, positives, negatives), reduce_fn)

@@ -1,0 +1,77 @@
+"""Smooth-AP: values by hand, its limit, second derivatives, and memory at size."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import aadml_jax as aa
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_value_and_derivative_by_hand():
+    def loss(scores):
+        relevance = jnp.array([[True, False, False]])
+        return aa.smooth_ap_loss(scores, relevance, temperature=0.5)
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.array([[0.5, 0.25, 1.0]]))
+    below, above = sigmoid(-0.25 / 0.5), sigmoid(0.5 / 0.5)
+    rank = 1 + below + above
+    assert float(value) == pytest.approx(1 - 1 / rank)
+    slopes = np.array([below * (1 - below), above * (1 - above)]) / 0.5 / rank**2
+    np.testing.assert_allclose(gradient[0], [-slopes.sum(), *slopes], rtol=1e-5)
+
+
+def test_two_positives_count_each_other_but_not_themselves():
+    def precision(other):
+        return (1 + other) / (1 + other + sigmoid(0))
+
+    relevance = jnp.array([[True, True, False]])
+    actual = jax.jit(aa.smooth_ap_loss)(jnp.array([[0.5, 0.5, 0.5]]), relevance)
+    assert float(actual) == pytest.approx(1 - precision(sigmoid(0)))
+
+
+@pytest.mark.parametrize("num_positives", [1, 3, 4, 5, 9, 16])
+def test_tends_to_one_minus_average_precision(num_positives):
+    rng = np.random.default_rng(num_positives)
+    scores = jnp.asarray(rng.permutation(33)[None, :] / 33, jnp.float32)
+    relevance = jnp.arange(33)[None, :] < num_positives
+    smooth = oracles.compiled(aa.smooth_ap_loss)(scores, relevance, temperature=1e-4)
+    exact = oracles.by_row(oracles.average_precision_row, scores, relevance)
+    assert float(smooth) == pytest.approx(1 - exact[0], abs=1e-6)
+    assert exact[0] < 1
+
+
+def test_second_derivatives_equal_finite_differences():
+    with oracles.x64():
+        matrix, relevance, where = oracles.pair_case(0, 1, 6, -1.0, 1.0)
+        loss = functools.partial(aa.smooth_ap_loss, where=where, temperature=0.3)
+        hessian = jax.jit(jax.hessian(lambda row: loss(row[None], relevance)))(matrix[0])
+        gradient = jax.jit(jax.grad(lambda row: loss(row[None], relevance)))
+        for j in range(6):
+            moved = np.eye(6)[j] * 1e-6
+            numeric = (gradient(matrix[0] + moved) - gradient(matrix[0] - moved)) / 2e-6
+            np.testing.assert_allclose(hessian[j], numeric, atol=1e-6)
+        assert np.any(hessian)
+
+
+def test_memory_stays_far_below_one_number_per_positive_and_column():
+    n = 256
+    relevance = jnp.asarray(np.random.default_rng(1).random((n, n)) < 0.5)
+    used = oracles.temporary_bytes(
+        jax.value_and_grad(aa.smooth_ap_loss), jnp.zeros((n, n)), relevance
+    )
+    assert used < 4 * n * 128 * n / 4
+
+
+def test_no_columns_at_all_gives_zero():
+    empty = jnp.zeros((3, 0))
+    np.testing.assert_array_equal(
+        aa.smooth_ap_loss(empty, empty.astype(bool), reduce_fn=None), np.zeros(3)
+    )
