@@ -4,12 +4,15 @@ objective = label_weight · (label loss of audio + label loss of visual)
           + metric_weight · (sum of the directions' metric losses)
 
 In each direction the anchors of one modality, as anchor-aware proxies, are compared with the plain
-embeddings of the other (Zeng et al., ICMR 2024, arXiv:2404.13789, step 3). The paper does not
-publish its label loss, weights or margins; those are this library's choices.
+embeddings of the other (Zeng et al., ICMR 2024, arXiv:2404.13789, step 3). Where the anchors are
+class proxies instead, each modality's samples, as anchor-aware proxies, are compared with them. The
+paper does not publish its label loss, weights or margins; those are this library's choices.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +21,54 @@ from aadml_jax import losses, similarity
 from aadml_jax._arrays import Array, as_labels, as_same_float
 from aadml_jax.anchor_aware import anchor_aware_proxies
 
-METRIC_LOSSES: dict[str, Callable[..., Array]] = {
-    "contrastive": losses.contrastive_loss,
-    "triplet": losses.triplet_loss,
-    "semihard_triplet": losses.semihard_triplet_loss,
-    "hard_triplet": losses.hard_triplet_loss,
+
+class MetricLoss(NamedTuple):
+    """How the objective uses a loss.
+
+    Attributes:
+      function: from `aadml_jax.losses`.
+      parameters: its parameters, with the values that suit training in label space.
+      on_similarities: whether it takes cosine similarities instead of distances.
+      on_class_proxies: whether its anchors are class proxies instead of samples.
+    """
+
+    function: Callable[..., Array]
+    parameters: dict[str, float]
+    on_similarities: bool = False
+    on_class_proxies: bool = False
+
+
+# The losses on similarities default to their papers' parameters, sharp ones for hundreds of
+# dimensions. On the few and noisy dimensions of label space, the softer ones here retrieved better
+# in short runs on two data sets.
+METRIC_LOSSES: dict[str, MetricLoss] = {
+    # At margin 1 a hinge in cosine distance is quiet only once all classes are orthogonal.
+    "triplet": MetricLoss(losses.triplet_loss, {"margin": 1.0}),
+    "semihard_triplet": MetricLoss(losses.semihard_triplet_loss, {"margin": 1.0}),
+    "hard_triplet": MetricLoss(losses.hard_triplet_loss, {"margin": 1.0}),
+    "contrastive": MetricLoss(losses.contrastive_loss, {"margin": 1.0}),
+    # The function's defaults are for Euclidean distances of unit vectors; in cosine distance these
+    # ask for positives within 0.5 and negatives beyond 1, at a right angle.
+    "margin": MetricLoss(losses.margin_loss, {"margin": 0.25, "beta": 0.75}),
+    "lifted_structure": MetricLoss(losses.lifted_structure_loss, {"margin": 1.0}),
+    "ntxent": MetricLoss(losses.ntxent_loss, {"temperature": 0.5}, on_similarities=True),
+    "supcon": MetricLoss(losses.supcon_loss, {"temperature": 0.5}, on_similarities=True),
+    "multi_similarity": MetricLoss(
+        losses.multi_similarity_loss,
+        {"alpha": 2.0, "beta": 10.0, "base": 0.5},
+        on_similarities=True,
+    ),
+    "circle": MetricLoss(losses.circle_loss, {"margin": 0.4, "gamma": 1.0}, on_similarities=True),
+    "proxy_anchor": MetricLoss(
+        losses.proxy_anchor_loss,
+        {"margin": 0.1, "alpha": 4.0},
+        on_similarities=True,
+        on_class_proxies=True,
+    ),
+    "smooth_ap": MetricLoss(losses.smooth_ap_loss, {"temperature": 0.05}, on_similarities=True),
 }
+
+LOSS_PARAMETERS = ("margin", "temperature", "alpha", "beta", "base", "gamma")
 
 DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
     "cosine": similarity.cosine_distance,
@@ -53,14 +98,17 @@ class ObjectiveOptions:
 
     Attributes:
       loss: a key of `METRIC_LOSSES`.
-      margin: of the metric loss, in units of the distance.
+      margin, temperature, alpha, beta, base, gamma: parameters of the metric loss, see its
+        function; None is the value in `METRIC_LOSSES`. Those that the loss does not have must be
+        None.
       anchor_aware: whether AA proxies take the anchors' place.
       num_neighbors: k of the correlation graph, the anchor counted.
       attention: `"neighbor"` or `"channel"`, see `anchor_aware_proxies`.
       same_class: whether only samples of the anchor's class can be neighbours.
-      distance: a key of `DISTANCES`.
+      distance: a key of `DISTANCES`; `"cosine"` for a loss on similarities, which sees cosine
+        similarities.
       intra_modal: whether audio→audio and visual→visual are added to the two cross-modal
-        directions; there the anchor's own column is left out.
+        directions; there the anchor's own column is left out. False for a loss on class proxies.
       label_loss: `"squared"`, the squared Euclidean distance to the one-hot label, summed over
         classes and averaged over the batch; or `"cross_entropy"` of the softmax.
       label_weight: factor of the label losses.
@@ -68,7 +116,12 @@ class ObjectiveOptions:
     """
 
     loss: str = "triplet"
-    margin: float | Array = 1.0
+    margin: float | Array | None = None
+    temperature: float | Array | None = None
+    alpha: float | Array | None = None
+    beta: float | Array | None = None
+    base: float | Array | None = None
+    gamma: float | Array | None = None
     anchor_aware: bool = True
     num_neighbors: int = 3
     attention: str = "neighbor"
@@ -80,7 +133,7 @@ class ObjectiveOptions:
     metric_weight: float | Array = 1.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a name that the objective does not know."""
+        """Raises ValueError for an unknown name, or options that do not go together."""
         for field, known in (
             ("loss", METRIC_LOSSES),
             ("distance", DISTANCES),
@@ -90,6 +143,38 @@ class ObjectiveOptions:
                 raise ValueError(
                     f"{field} must be one of {sorted(known)}; got {getattr(self, field)!r}"
                 )
+        for culprit, remedy in conflicts(self):
+            raise ValueError(f"{culprit} does not go with loss={self.loss!r}: {remedy}")
+
+    def loss_parameters(self) -> dict[str, Any]:
+        """The metric loss's parameters by name, its own values where none are set."""
+        return {
+            name: default if getattr(self, name) is None else getattr(self, name)
+            for name, default in METRIC_LOSSES[self.loss].parameters.items()
+        }
+
+
+def conflicts(options: Any) -> list[tuple[str, str]]:
+    """Options (or the fields of a configuration) that contradict the chosen loss.
+
+    Args:
+      options: `ObjectiveOptions`, or anything with its attributes and a known loss.
+
+    Returns:
+      (option as text, remedy) for each.
+    """
+    chosen = METRIC_LOSSES[options.loss]
+    own = ", ".join(chosen.parameters)
+    found = [
+        (f"{name}={getattr(options, name)}", f"its parameters are {own}")
+        for name in LOSS_PARAMETERS
+        if getattr(options, name) is not None and name not in chosen.parameters
+    ]
+    if chosen.on_similarities and options.distance != "cosine":
+        found.append((f"distance={options.distance}", "it compares cosine similarities"))
+    if chosen.on_class_proxies and options.intra_modal:
+        found.append(("intra_modal=True", "it compares samples with class proxies"))
+    return found
 
 
 def aadml_objective(
@@ -97,6 +182,7 @@ def aadml_objective(
     visual: Array,
     labels: Array,
     *,
+    class_proxies: Array | None = None,
     options: ObjectiveOptions | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The AADML objective of a batch of label-space outputs.
@@ -105,13 +191,16 @@ def aadml_objective(
       audio: the audio tower's outputs P [B, C].
       visual: the visual tower's outputs P [B, C] of the same clips.
       labels: class numbers in 0 … C − 1, integer [B], or multi-hot [B, C].
+      class_proxies: [C, C], one row per class, for losses on class proxies; None stands for the
+        one-hot vectors, which are the classes' own places in label space.
       options: what the objective is made of; None is `ObjectiveOptions()`.
 
     Returns:
       The scalar, and its parts as scalars: `loss` (the scalar again), `label_loss` and
       `metric_loss` (unweighted sums), and their terms `label_loss_audio`, `label_loss_visual`,
       `metric_loss_audio_to_visual`, `metric_loss_visual_to_audio` and, with `intra_modal`,
-      `metric_loss_audio_to_audio`, `metric_loss_visual_to_visual`.
+      `metric_loss_audio_to_audio`, `metric_loss_visual_to_visual`. Losses on class proxies have
+      `metric_loss_classes_to_audio` and `metric_loss_classes_to_visual` instead of these.
 
     Raises:
       ValueError: for an unknown option or shapes that do not fit.
@@ -126,19 +215,20 @@ def aadml_objective(
         )
     if labels.ndim == 2 and labels.shape != audio.shape:
         raise ValueError(f"multi-hot labels must be {audio.shape}; got {labels.shape}")
+    num_classes = audio.shape[1]
+    if class_proxies is not None and jnp.shape(class_proxies) != (num_classes, num_classes):
+        raise ValueError(
+            f"class_proxies must be {(num_classes, num_classes)}; got {jnp.shape(class_proxies)}"
+        )
 
     if labels.ndim == 1:
-        targets = jax.nn.one_hot(labels, audio.shape[1], dtype=audio.dtype)
+        targets = jax.nn.one_hot(labels, num_classes, dtype=audio.dtype)
     else:
         targets = (labels != 0).astype(audio.dtype)
     label_loss = LABEL_LOSSES[options.label_loss]
     label_terms = {"audio": label_loss(audio, targets), "visual": label_loss(visual, targets)}
 
-    relevance = similarity.same_label(labels, labels)
-    others = ~jnp.eye(audio.shape[0], dtype=bool)
-    metric_loss, distance = METRIC_LOSSES[options.loss], DISTANCES[options.distance]
-
-    def anchors(embeddings: Array) -> Array:
+    def aware(embeddings: Array) -> Array:
         if not options.anchor_aware:
             return embeddings
         return anchor_aware_proxies(
@@ -149,19 +239,34 @@ def aadml_objective(
             same_class=options.same_class,
         )
 
+    chosen = METRIC_LOSSES[options.loss]
+    compare = (
+        similarity.cosine_similarity if chosen.on_similarities else DISTANCES[options.distance]
+    )
+    metric_loss = functools.partial(chosen.function, **options.loss_parameters())
     modalities = {"audio": audio, "visual": visual}
     metric_terms = {}
-    for source, embeddings in modalities.items():
-        proxies = anchors(embeddings)
-        for target, references in modalities.items():
-            if source == target and not options.intra_modal:
-                continue
-            metric_terms[f"{source}_to_{target}"] = metric_loss(
-                distance(proxies, references),
-                relevance,
-                margin=options.margin,
-                where=others if source == target else None,
+    if chosen.on_class_proxies:
+        one_hot = jnp.eye(num_classes, dtype=audio.dtype)
+        proxies = one_hot if class_proxies is None else class_proxies
+        relevance = targets.T > 0
+        for target, samples in modalities.items():
+            metric_terms[f"classes_to_{target}"] = metric_loss(
+                compare(proxies, aware(samples)), relevance
             )
+    else:
+        relevance = similarity.same_label(labels, labels)
+        others = ~jnp.eye(audio.shape[0], dtype=bool)
+        for source, embeddings in modalities.items():
+            proxies = aware(embeddings)
+            for target, references in modalities.items():
+                if source == target and not options.intra_modal:
+                    continue
+                metric_terms[f"{source}_to_{target}"] = metric_loss(
+                    compare(proxies, references),
+                    relevance,
+                    where=others if source == target else None,
+                )
 
     label_sum = sum(label_terms.values())
     metric_sum = sum(metric_terms.values())

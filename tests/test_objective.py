@@ -9,17 +9,36 @@ import oracles
 import pytest
 from jax.test_util import check_grads
 
-from aadml_jax.objective import ObjectiveOptions, aadml_objective
+from aadml_jax.objective import METRIC_LOSSES, ObjectiveOptions, aadml_objective
 
 RNG = np.random.default_rng(0)
 LABELS = np.array([0, 2, 1, 0, 0, 1, 2])
 AUDIO, VISUAL = RNG.normal(size=(2, 7, 3))
-ROW_LOSSES = {
-    "contrastive": oracles.contrastive_row,
-    "triplet": oracles.triplet_row,
-    "semihard_triplet": oracles.semihard_triplet_row,
-    "hard_triplet": oracles.hard_triplet_row,
+MODALITIES = {"audio": AUDIO, "visual": VISUAL}
+ROW_LOSSES = {name: getattr(oracles, f"{name}_row") for name in METRIC_LOSSES}
+# The parameters that the objective gives each loss unless told otherwise.
+OWN = {
+    "contrastive": {"margin": 1.0},
+    "triplet": {"margin": 1.0},
+    "semihard_triplet": {"margin": 1.0},
+    "hard_triplet": {"margin": 1.0},
+    "lifted_structure": {"margin": 1.0},
+    "margin": {"margin": 0.25, "beta": 0.75},
+    "ntxent": {"temperature": 0.5},
+    "supcon": {"temperature": 0.5},
+    "multi_similarity": {"alpha": 2.0, "beta": 10.0, "base": 0.5},
+    "circle": {"margin": 0.4, "gamma": 1.0},
+    "proxy_anchor": {"margin": 0.1, "alpha": 4.0},
+    "smooth_ap": {"temperature": 0.05},
 }
+ON_DISTANCES = (
+    "contrastive",
+    "triplet",
+    "semihard_triplet",
+    "hard_triplet",
+    "lifted_structure",
+    "margin",
+)
 PAIRWISE = {
     "cosine": lambda a, b: 1 - oracles.pairwise(oracles.cosine, a, b),
     "euclidean": lambda a, b: oracles.pairwise(oracles.euclidean, a, b),
@@ -34,10 +53,16 @@ def parts_of(**options):
     return {name: float(value) for name, value in parts.items()}
 
 
-def direction(anchors, references, *, loss="triplet", distance="cosine", margin=1.0, where=None):
-    relevance = LABELS[:, None] == LABELS[None, :]
-    distances = PAIRWISE[distance](anchors, references)
-    return np.mean(oracles.by_row(ROW_LOSSES[loss], distances, relevance, where, margin=margin))
+def direction(
+    anchors, references, *, loss="triplet", distance="cosine", where=None, classes=LABELS, **params
+):
+    relevance = classes[:, None] == LABELS[None, :]
+    matrix = PAIRWISE[distance](anchors, references)
+    if loss not in ON_DISTANCES:
+        matrix = 1 - matrix
+    return np.mean(
+        oracles.by_row(ROW_LOSSES[loss], matrix, relevance, where, **(OWN[loss] | params))
+    )
 
 
 def proxies(embeddings, **options):
@@ -70,6 +95,66 @@ def test_anchor_aware_options_reach_the_proxies(attention, same_class):
     options = {"num_neighbors": 2, "attention": attention, "same_class": same_class}
     expected = direction(proxies(AUDIO, **options), VISUAL)
     assert parts_of(**options)["metric_loss_audio_to_visual"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("anchor_aware", [False, True])
+@pytest.mark.parametrize("loss", sorted(set(METRIC_LOSSES) - {"proxy_anchor"}))
+def test_every_loss_takes_proxies_with_parameters_of_its_own(loss, anchor_aware):
+    parts = parts_of(loss=loss, anchor_aware=anchor_aware)
+    anchors = {name: proxies(x) if anchor_aware else x for name, x in MODALITIES.items()}
+    to_visual = direction(anchors["audio"], VISUAL, loss=loss)
+    to_audio = direction(anchors["visual"], AUDIO, loss=loss)
+    assert to_visual > 0 and to_audio > 0
+    assert parts["metric_loss_audio_to_visual"] == pytest.approx(to_visual, rel=2e-5)
+    assert parts["metric_loss_visual_to_audio"] == pytest.approx(to_audio, rel=2e-5)
+
+
+@pytest.mark.parametrize("anchor_aware", [False, True])
+@pytest.mark.parametrize("class_proxies", [None, RNG.normal(size=(3, 3))])
+def test_proxy_anchor_compares_classes_with_aware_samples(anchor_aware, class_proxies):
+    options = ObjectiveOptions(loss="proxy_anchor", anchor_aware=anchor_aware)
+    objective = functools.partial(aadml_objective, class_proxies=class_proxies, options=options)
+    total, parts = jax.jit(objective)(AUDIO, VISUAL, LABELS)
+    expected = 0.0
+    for name, samples in MODALITIES.items():
+        term = direction(
+            np.eye(3) if class_proxies is None else class_proxies,
+            proxies(samples) if anchor_aware else samples,
+            loss="proxy_anchor",
+            classes=np.arange(3),
+        )
+        assert float(parts[f"metric_loss_classes_to_{name}"]) == pytest.approx(term, rel=1e-5)
+        expected += term
+    assert float(parts["metric_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(total) == pytest.approx(expected + float(parts["label_loss"]), rel=1e-5)
+
+
+def test_multi_hot_labels_make_a_sample_relevant_to_each_of_its_classes():
+    both = np.array([[1, 1, 0]] * 3 + [[0, 0, 1]] * 4)
+    options = ObjectiveOptions(loss="proxy_anchor", anchor_aware=False)
+    _, parts = aadml_objective(AUDIO, VISUAL, both, options=options)
+    similarities = oracles.pairwise(oracles.cosine, np.eye(3), AUDIO)
+    rows = oracles.by_row(oracles.proxy_anchor_row, similarities, both.T, **OWN["proxy_anchor"])
+    assert float(parts["metric_loss_classes_to_audio"]) == pytest.approx(rows.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"loss": "ntxent", "margin": 0.5}, "margin=0.5 does not go with loss='ntxent'.*tempera"),
+        ({"temperature": 0.5}, "temperature=0.5 does not go with loss='triplet'.*are margin"),
+        ({"loss": "supcon", "distance": "euclidean"}, "distance=euclidean does not go with"),
+        ({"loss": "proxy_anchor", "intra_modal": True}, "intra_modal=True does not go with"),
+    ],
+)
+def test_options_that_contradict_the_loss_raise(options, line):
+    with pytest.raises(ValueError, match=line):
+        ObjectiveOptions(**options)
+
+
+def test_class_proxies_of_another_shape_raise():
+    with pytest.raises(ValueError, match=r"class_proxies must be \(3, 3\); got \(3, 2\)"):
+        aadml_objective(AUDIO, VISUAL, LABELS, class_proxies=np.ones((3, 2)))
 
 
 def test_without_anchor_awareness_the_anchors_are_the_embeddings():

@@ -10,7 +10,14 @@ from typing import Any
 
 from aadml_jax.data import DATASETS, RetrievalDataset
 from aadml_jax.errors import UserError
-from aadml_jax.objective import DISTANCES, LABEL_LOSSES, METRIC_LOSSES, ObjectiveOptions
+from aadml_jax.objective import (
+    DISTANCES,
+    LABEL_LOSSES,
+    LOSS_PARAMETERS,
+    METRIC_LOSSES,
+    ObjectiveOptions,
+    conflicts,
+)
 
 DEFAULT_BATCH_SIZE = 400
 SMOKE_BATCH_SIZE = 100
@@ -26,6 +33,15 @@ _SMOKE_PRESET = {
 
 def _setting(default: Any, help_text: str, **metadata: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": help_text, **metadata})
+
+
+def _loss_parameter(name: str, what: str) -> Any:
+    defaults = ", ".join(
+        f"{loss} {entry.parameters[name]:g}"
+        for loss, entry in METRIC_LOSSES.items()
+        if name in entry.parameters
+    )
+    return _setting(None, f"{name} of the metric loss, {what}; default {defaults}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +80,17 @@ class TrainConfig:
         0, "seed of initialisation, shuffling and dropout; generated data stay the same"
     )
     loss: str = _setting("triplet", "metric loss", choices=tuple(METRIC_LOSSES))
-    margin: float = _setting(1.0, "margin of the metric loss, in units of the distance")
+    margin: float | None = _loss_parameter("margin", "in units of the distance or similarity")
+    temperature: float | None = _loss_parameter("temperature", "above 0")
+    alpha: float | None = _loss_parameter("alpha", "above 0")
+    beta: float | None = _loss_parameter("beta", "a scale above 0, or a distance")
+    base: float | None = _loss_parameter("base", "a similarity")
+    gamma: float | None = _loss_parameter("gamma", "above 0")
+    class_proxies: str = _setting(
+        "one_hot",
+        "anchors of a loss on class proxies: the one-hot vectors, or learned from there on",
+        choices=("one_hot", "learned"),
+    )
     anchor_aware: bool = _setting(True, "put anchor-aware proxies in the anchors' place")
     num_neighbors: int = _setting(
         3, "k of the correlation graph, the anchor itself counted; 1 is the method without AA"
@@ -169,14 +195,27 @@ def check(config: TrainConfig) -> None:
     for name in ("epochs", "batch_size", "num_neighbors", "eval_every", "checkpoint_every"):
         value = getattr(config, name)
         require(name, value is None or value >= 1, "at least 1")
-    for name in ("margin", "label_weight", "metric_weight", "learning_rate"):
-        require(name, math.isfinite(getattr(config, name)), "finite")
+    for name in (*LOSS_PARAMETERS, "label_weight", "metric_weight", "learning_rate"):
+        value = getattr(config, name)
+        require(name, value is None or math.isfinite(value), "finite")
     for name in ("label_weight", "metric_weight"):
         require(name, getattr(config, name) >= 0, "at least 0")
     require("learning_rate", config.learning_rate > 0, "above 0")
     require("dropout", 0 <= config.dropout < 1, "at least 0 and below 1")
     require("seed", 0 <= config.seed < 2**32, "from 0 to 2³² − 1")
     require("hidden_sizes", all(size >= 1 for size in config.hidden_sizes), "positive numbers")
+    for culprit, remedy in conflicts(config):
+        raise UserError(f"--{culprit} does not go with --loss={config.loss}: {remedy}")
+    scales = {"temperature", "alpha", "gamma"} | ({"beta"} if config.loss != "margin" else set())
+    for name in scales:
+        value = getattr(config, name)
+        require(name, value is None or value > 0, "above 0")
+    if config.class_proxies != "one_hot" and not METRIC_LOSSES[config.loss].on_class_proxies:
+        losses = [name for name, entry in METRIC_LOSSES.items() if entry.on_class_proxies]
+        raise UserError(
+            f"--class_proxies={config.class_proxies} needs a loss on class proxies: "
+            f"--loss={' or '.join(losses)}"
+        )
     if config.label_weight == config.metric_weight == 0:
         raise UserError("--label_weight=0 and --metric_weight=0 leave nothing to train")
 
@@ -207,7 +246,7 @@ def resolve(config: TrainConfig, num_train: int) -> TrainConfig:
       num_train: training rows at hand.
 
     Returns:
-      A configuration without open epochs or batch size.
+      A configuration without open epochs, batch size or parameters of the chosen loss.
 
     Raises:
       UserError: if an explicit batch size exceeds the training rows.
@@ -222,4 +261,5 @@ def resolve(config: TrainConfig, num_train: int) -> TrainConfig:
         config,
         epochs=config.epochs or DATASETS[config.dataset].default_epochs,
         batch_size=config.batch_size or default_batch_size,
+        **config.objective_options().loss_parameters(),
     )

@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32 scalar.
-      params: of the towers.
+      params: of the towers, "audio" and "visual", and the "class_proxies" if they are learned.
       opt_state: of the optimizer.
       epoch_sums: sum of each part of the objective over the steps of the current epoch, so that a
         run that stops within an epoch reports the same mean as one that does not.
@@ -86,6 +86,8 @@ def init_state(
         for mean in (standardization.audio_mean, standardization.visual_mean)
     )
     params = init(run_keys(config.seed).init, audio, visual)["params"]
+    if config.class_proxies == "learned":
+        params = {**params, "class_proxies": jnp.eye(num_classes)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -48,7 +48,13 @@ def make_train_step(
                 train=True,
                 rngs={"dropout": jax.random.fold_in(dropout_key, state.step)},
             )
-            return aadml_objective(audio, visual, batch.labels, options=options)
+            return aadml_objective(
+                audio,
+                visual,
+                batch.labels,
+                class_proxies=params.get("class_proxies"),
+                options=options,
+            )
 
         (_, parts), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

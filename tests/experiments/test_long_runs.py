@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from aadml_jax.objective import METRIC_LOSSES
 from aadml_jax.training.loop import restore_for_evaluation
 
 pytestmark = pytest.mark.full
@@ -51,6 +52,14 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
     assert final_bytes(tmp_path / "killed") == final_bytes(tmp_path / "undisturbed")
     logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("killed", "undisturbed")]
     assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("loss", METRIC_LOSSES)
+def test_every_loss_learns_to_retrieve(tmp_path, loss):
+    # Without labels to hold on to, the hardest of many noisy triplets lead to collapse.
+    label_weight = 1 if loss == "hard_triplet" else 0
+    result = train(tmp_path, "--smoke", f"--loss={loss}", f"--label_weight={label_weight}")
+    assert result["map"]["mean"] > 0.25 > 1.5 * result["chance"]
 
 
 def test_the_default_run_lies_between_chance_and_reference(tmp_path):

@@ -8,13 +8,15 @@ import pytest
 
 from aadml_jax.data import PairedFeatures, RetrievalDataset
 from aadml_jax.errors import UserError
+from aadml_jax.objective import LOSS_PARAMETERS, ObjectiveOptions
 from aadml_jax.training import config as configuration
 from aadml_jax.training.config import TrainConfig
 
 
 def test_defaults():
     config = TrainConfig()
-    assert (config.dataset, config.loss, config.margin) == ("synthetic", "triplet", 1.0)
+    assert (config.dataset, config.loss) == ("synthetic", "triplet")
+    assert configuration.resolve(config, 2000).margin == 1.0
     assert (config.anchor_aware, config.num_neighbors) == (True, 3)
     assert (config.attention, config.same_class) == ("neighbor", True)
     assert (config.distance, config.intra_modal) == ("cosine", False)
@@ -40,8 +42,45 @@ def test_defaults_that_depend_on_the_data(dataset, num_train, epochs, batch_size
 
 
 def test_explicit_values_win():
-    config = TrainConfig(dataset="vegas", epochs=7, batch_size=300)
+    config = TrainConfig(dataset="vegas", epochs=7, batch_size=300, margin=0.3)
     assert configuration.resolve(config, 300) == config
+
+
+@pytest.mark.parametrize(
+    ("loss", "own"),
+    [
+        ("ntxent", {"temperature": 0.5}),
+        ("margin", {"margin": 0.25, "beta": 0.75}),
+        ("circle", {"margin": 0.4, "gamma": 1.0}),
+    ],
+)
+def test_each_loss_has_parameters_of_its_own(loss, own):
+    config = configuration.resolve(TrainConfig(loss=loss), 2000)
+    assert {n: getattr(config, n) for n in LOSS_PARAMETERS} == dict.fromkeys(LOSS_PARAMETERS) | own
+    changed = {name: value / 2 for name, value in own.items()}
+    assert configuration.resolve(TrainConfig(loss=loss, **changed), 2000).objective_options() == (
+        ObjectiveOptions(loss=loss, **changed)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"loss": "ntxent", "margin": 0.5}, "--margin=0.5 does not go with --loss=ntxent: its"),
+        ({"loss": "circle", "gamma": 0.0}, "--gamma=0.0 must be above 0"),
+        ({"loss": "multi_similarity", "beta": -1.0}, "--beta=-1.0 must be above 0"),
+        ({"loss": "ntxent", "temperature": 0.0}, "--temperature=0.0 must be above 0"),
+        ({"loss": "supcon", "distance": "euclidean"}, "--distance=euclidean does not go with"),
+        ({"class_proxies": "learned"}, "--class_proxies=learned needs .* --loss=proxy_anchor"),
+    ],
+)
+def test_settings_that_contradict_the_loss_are_named(settings, line):
+    with pytest.raises(UserError, match=line):
+        configuration.check(TrainConfig(**settings))
+
+
+def test_beta_of_the_margin_loss_is_a_distance_and_may_be_zero():
+    configuration.check(TrainConfig(loss="margin", beta=0.0))
 
 
 def test_a_batch_larger_than_the_data_is_an_error():

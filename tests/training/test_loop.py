@@ -154,16 +154,22 @@ def test_a_finished_run_repeats_its_result_without_training(undisturbed, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("margin", 0.5), ("seed", 9), ("hidden_sizes", (17,)), ("batch_size", 10), ("smoke", True)],
+    ("field", "was", "value"),
+    [
+        ("margin", 1.0, 0.5),
+        ("seed", SMALL.seed, 9),
+        ("hidden_sizes", SMALL.hidden_sizes, (17,)),
+        ("batch_size", SMALL.batch_size, 10),
+        ("smoke", False, True),
+    ],
 )
-def test_another_configuration_is_refused_and_nothing_is_lost(undisturbed, field, value):
+def test_another_configuration_is_refused_and_nothing_is_lost(undisturbed, field, was, value):
     folder, _, expected = undisturbed
     before = (log_of(folder), (folder / "config.json").read_text())
     with pytest.raises(UserError) as error:
         train(folder, **{field: value})
     message = str(error.value)
-    assert f"checkpoint of another configuration: --{field} was {getattr(SMALL, field)}" in message
+    assert f"checkpoint of another configuration: --{field} was {was}" in message
     assert "\n" not in message
     assert (log_of(folder), (folder / "config.json").read_text()) == before
     assert restored_bytes(folder) == expected

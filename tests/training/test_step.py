@@ -1,5 +1,7 @@
 """The training step and the compiled loop around it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,22 @@ def test_a_step_is_adam_on_the_objectives_gradient():
         np.testing.assert_allclose(leaf, wanted, rtol=1e-4, atol=1e-6)
     assert int(after.step) == 1
     assert float(after.epoch_sums["loss"]) == pytest.approx(float(value), rel=1e-5)
+
+
+def test_learned_class_proxies_start_one_hot_and_are_trained():
+    config = dataclasses.replace(CONFIG, loss="proxy_anchor", class_proxies="learned")
+    batch = Batch(*(array[:BATCH_SIZE] for array in DATA))
+    before = fresh_state(config)
+    np.testing.assert_array_equal(before.params["class_proxies"], np.eye(CLASSES))
+    key = run_keys(CONFIG.seed).dropout
+    after = jax.jit(train_step_of(config))(before, batch, key)
+    off_diagonal = ~np.eye(CLASSES, dtype=bool)  # the length of a proxy is free
+    assert np.all(np.asarray(after.params["class_proxies"])[off_diagonal] != 0)
+    fixed = fresh_state(dataclasses.replace(config, class_proxies="one_hot"))
+    assert set(fixed.params) == {"audio", "visual"}
+    assert float(after.epoch_sums["loss"]) == pytest.approx(
+        float(jax.jit(train_step_of(config))(fixed, batch, key).epoch_sums["loss"]), rel=1e-6
+    )
 
 
 def test_the_dropout_mask_changes_with_the_step():
