@@ -9,6 +9,9 @@ gallery) and `reduce_fn` (default None: one value per query [N]).
 - A query without relevant items scores 0 and takes part in means.
 - A NaN among a query's scores makes its value NaN.
 - Nothing is excluded silently: for one set against itself pass `where=~jnp.eye(n, dtype=bool)`.
+- Called with arrays in the memory of a CPU, outside of jit and vmap, the ranks come from NumPy's
+  sort, which is many times faster there than XLA's; otherwise XLA sorts where the arrays are. Both
+  find the same ranks, ties included; values may differ by rounding.
 
     >>> import jax.numpy as jnp
     >>> scores = jnp.array([[0.9, 0.8, 0.7, 0.6]])
@@ -19,104 +22,82 @@ gallery) and `reduce_fn` (default None: one value per query [N]).
     [0.9375]
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from aadml_jax._arrays import (
-    Array,
-    ReduceFn,
-    as_labels,
-    as_pairs,
-    check_count,
-    divide_or_zero,
-    masked_row_mean,
-    reduce_rows,
-)
-from aadml_jax._ordering import last_key, order_keys
+from aadml_jax import _host_ranking, _ranking
+from aadml_jax._arrays import Array, ReduceFn, as_labels, as_pairs, check_count, reduce_rows
 from aadml_jax.row_blocks import in_row_blocks
 from aadml_jax.similarity import cosine_similarity, same_label
 
 
-class _Ranking(NamedTuple):
-    """The galleries of all queries in ranked order; every metric derives from it.
+@dataclasses.dataclass(frozen=True)
+class _Metric:
+    """A value per query, from a ranking in XLA or from the hits' ranks on the host."""
 
-    Attributes:
-      is_hit: bool [N, M], whether the item at each rank is relevant; False past the gallery's end.
-      num_hits: int32 [N, M], relevant items up to and including each rank.
-      num_items: int32 [N], size of each query's gallery.
-      is_nan: bool [N], whether the query's scores hold a NaN.
-      dtype: of the metrics' values, that of the scores.
-    """
-
-    is_hit: Array
-    num_hits: Array
-    num_items: Array
-    is_nan: Array
-    dtype: jnp.dtype
-
-    @property
-    def ranks(self) -> Array:
-        """1 … M as floats [1, M]."""
-        return jnp.arange(1, self.is_hit.shape[1] + 1, dtype=self.dtype)[None, :]
-
-    @property
-    def precisions(self) -> Array:
-        """Precision at the rank of each hit [N, M]; 0 elsewhere."""
-        return jnp.where(self.is_hit, self.num_hits.astype(self.dtype) / self.ranks, 0)
+    in_xla: Callable[[_ranking.Ranking], Array]
+    on_host: Callable[[_host_ranking.Hits], np.ndarray]
 
 
-def _rank(scores: Any, relevance: Any, where: Any) -> _Ranking:
-    scores, relevant, irrelevant = as_pairs(scores, relevance, where, "scores")
-    items = relevant | irrelevant
-    keys = order_keys(-scores)
-    keys = jnp.where(items, keys, last_key(keys))
-    # Stable, so that equal scores stay in gallery order.
-    _, is_hit = jax.lax.sort((keys, relevant), dimension=1, is_stable=True, num_keys=1)
-    return _Ranking(
-        is_hit=is_hit,
-        num_hits=jnp.cumsum(is_hit, axis=1, dtype=jnp.int32),
-        num_items=jnp.sum(items, axis=1, dtype=jnp.int32),
-        is_nan=jnp.any(items & jnp.isnan(scores), axis=1),
-        dtype=scores.dtype,
+_AVERAGE_PRECISION = _Metric(_ranking.average_precision, _host_ranking.average_precision)
+_PREFIX_AVERAGE_PRECISION = _Metric(
+    _ranking.prefix_average_precision, _host_ranking.prefix_average_precision
+)
+
+
+def _precision_at(k: int) -> _Metric:
+    return _Metric(
+        lambda ranking: _ranking.hits_within(ranking, k) / k,
+        lambda hits: _host_ranking.hits_within(hits, k) / k,
     )
 
 
-def _finish(ranking: _Ranking, per_query: Array, reduce_fn: ReduceFn) -> Array:
-    return reduce_rows(jnp.where(ranking.is_nan, jnp.nan, per_query), reduce_fn)
+def _recall_at(k: int) -> _Metric:
+    return _Metric(
+        lambda ranking: jnp.minimum(_ranking.hits_within(ranking, k), 1),
+        lambda hits: np.minimum(_host_ranking.hits_within(hits, k), 1),
+    )
 
 
-def _average_precision(ranking: _Ranking) -> Array:
-    num_relevant = jnp.sum(ranking.is_hit, axis=1, dtype=jnp.int32)
-    return divide_or_zero(jnp.sum(ranking.precisions, axis=1), num_relevant)
-
-
-def _prefix_average_precision(ranking: _Ranking) -> Array:
-    running = divide_or_zero(jnp.cumsum(ranking.precisions, axis=1), ranking.num_hits)
-    in_gallery = ranking.ranks <= ranking.num_items[:, None].astype(ranking.dtype)
-    return masked_row_mean(running, in_gallery)
-
-
-def _hits_within(ranking: _Ranking, k: int) -> Array:
-    return jnp.sum(ranking.is_hit[:, :k], axis=1, dtype=jnp.int32)
-
-
-def _precision_at(ranking: _Ranking, k: int) -> Array:
-    return _hits_within(ranking, k).astype(ranking.dtype) / k
-
-
-def _recall_at(ranking: _Ranking, k: int) -> Array:
-    return (_hits_within(ranking, k) > 0).astype(ranking.dtype)
-
-
-def _check_cut_off(k: int, num_items: int, shape: tuple[int, ...]) -> int:
+def _check_cut_off(k: int, shape: tuple[int, ...]) -> int:
     k = check_count(k, "k", shape)
-    if k > num_items:
-        raise ValueError(f"k = {k} exceeds the gallery of {num_items}; scores have shape {shape}")
+    if len(shape) == 2 and k > shape[1]:
+        raise ValueError(f"k = {k} exceeds the gallery of {shape[1]}; scores have shape {shape}")
     return k
+
+
+def _in_xla(metrics: Any, scores: Array, relevance: Array, where: Array | None) -> Any:
+    """The values per query [N] of a pytree of metrics."""
+    ranking = _ranking.rank(*as_pairs(scores, relevance, where, "scores"))
+    return jax.tree.map(
+        lambda metric: jnp.where(ranking.is_nan, jnp.nan, metric.in_xla(ranking)), metrics
+    )
+
+
+@jax.jit
+def _host_keys(scores: Any, relevance: Any, where: Any) -> _host_ranking.RankingKeys:
+    return _host_ranking.ranking_keys(*as_pairs(scores, relevance, where, "scores"))
+
+
+def _value_dtype(keys: _host_ranking.RankingKeys) -> str:
+    return f"float{8 * keys.keys.dtype.itemsize}"
+
+
+def _per_query(
+    metric: _Metric, scores: Any, relevance: Any, where: Any, reduce_fn: ReduceFn
+) -> Array:
+    if _host_ranking.is_on_host(scores, relevance, where):
+        keys = _host_keys(scores, relevance, where)
+        values = jnp.asarray(_host_ranking.by_rows(keys, metric.on_host), _value_dtype(keys))
+    else:
+        values = _in_xla(metric, scores, relevance, where)
+    return reduce_rows(values, reduce_fn)
 
 
 def average_precision(
@@ -138,8 +119,7 @@ def average_precision(
     Raises:
       ValueError: for shapes that do not fit.
     """
-    ranking = _rank(scores, relevance, where)
-    return _finish(ranking, _average_precision(ranking), reduce_fn)
+    return _per_query(_AVERAGE_PRECISION, scores, relevance, where, reduce_fn)
 
 
 def mean_average_precision(scores: Array, relevance: Array, *, where: Array | None = None) -> Array:
@@ -181,8 +161,7 @@ def prefix_average_precision(
     Raises:
       ValueError: for shapes that do not fit.
     """
-    ranking = _rank(scores, relevance, where)
-    return _finish(ranking, _prefix_average_precision(ranking), reduce_fn)
+    return _per_query(_PREFIX_AVERAGE_PRECISION, scores, relevance, where, reduce_fn)
 
 
 def precision_at(
@@ -209,9 +188,8 @@ def precision_at(
     Raises:
       ValueError: for k outside 1 … M or shapes that do not fit.
     """
-    ranking = _rank(scores, relevance, where)
-    k = _check_cut_off(k, ranking.is_hit.shape[1], ranking.is_hit.shape)
-    return _finish(ranking, _precision_at(ranking, k), reduce_fn)
+    k = _check_cut_off(k, jnp.shape(scores))
+    return _per_query(_precision_at(k), scores, relevance, where, reduce_fn)
 
 
 def recall_at(
@@ -237,16 +215,24 @@ def recall_at(
     Raises:
       ValueError: for k outside 1 … M or shapes that do not fit.
     """
-    ranking = _rank(scores, relevance, where)
-    k = _check_cut_off(k, ranking.is_hit.shape[1], ranking.is_hit.shape)
-    return _finish(ranking, _recall_at(ranking, k), reduce_fn)
+    k = _check_cut_off(k, jnp.shape(scores))
+    return _per_query(_recall_at(k), scores, relevance, where, reduce_fn)
 
 
 _SIMILARITIES = {"cosine": cosine_similarity}
 
 
+def _report_metrics(ks: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "map": _AVERAGE_PRECISION,
+        "prefix_map": _PREFIX_AVERAGE_PRECISION,
+        "precision_at_k": {k: _precision_at(k) for k in ks},
+        "recall_at_k": {k: _recall_at(k) for k in ks},
+    }
+
+
 @functools.partial(jax.jit, static_argnames=("similarity", "ks", "block_size"))
-def _one_direction(
+def _one_direction_in_xla(
     queries: Array,
     gallery: Array,
     labels: Array,
@@ -256,15 +242,50 @@ def _one_direction(
     block_size: int,
 ) -> dict[str, Any]:
     def score(block: Array, rows: Array) -> dict[str, Any]:
-        ranking = _rank(similarity(block, gallery), same_label(labels[rows], labels), None)
-        return {
-            "map": _finish(ranking, _average_precision(ranking), None),
-            "prefix_map": _finish(ranking, _prefix_average_precision(ranking), None),
-            "precision_at_k": {k: _finish(ranking, _precision_at(ranking, k), None) for k in ks},
-            "recall_at_k": {k: _finish(ranking, _recall_at(ranking, k), None) for k in ks},
-        }
+        relevance = same_label(labels[rows], labels)
+        return _in_xla(_report_metrics(ks), similarity(block, gallery), relevance, None)
 
     return jax.tree.map(jnp.mean, in_row_blocks(score, queries, block_size=block_size))
+
+
+@functools.partial(jax.jit, static_argnames=("similarity", "block_size"))
+def _block_keys(
+    queries: Array,
+    gallery: Array,
+    labels: Array,
+    first: Array,
+    *,
+    similarity: Callable[[Array, Array], Array],
+    block_size: int,
+) -> _host_ranking.RankingKeys:
+    # Of one shape for all blocks: the last one repeats the last query, to be dropped.
+    rows = jnp.minimum(first + jnp.arange(block_size, dtype=jnp.int32), len(queries) - 1)
+    return _host_keys(similarity(queries[rows], gallery), same_label(labels[rows], labels), None)
+
+
+def _one_direction_on_host(
+    queries: Array,
+    gallery: Array,
+    labels: Array,
+    *,
+    similarity: Callable[[Array, Array], Array],
+    ks: tuple[int, ...],
+    block_size: int,
+) -> dict[str, Any]:
+    block_size = min(check_count(block_size, "block_size", queries.shape), len(queries))
+    metrics, structure = jax.tree.flatten(_report_metrics(ks))
+
+    def values(hits: _host_ranking.Hits) -> np.ndarray:
+        return np.stack([metric.on_host(hits) for metric in metrics], axis=1)
+
+    blocks = []
+    for first in range(0, len(queries), block_size):
+        keys = _block_keys(
+            queries, gallery, labels, first, similarity=similarity, block_size=block_size
+        )
+        blocks.append(_host_ranking.by_rows(keys, values)[: len(queries) - first])
+    means = jnp.asarray(np.concatenate(blocks).mean(axis=0), _value_dtype(keys))
+    return jax.tree.unflatten(structure, list(means))
 
 
 def cross_modal_report(
@@ -311,11 +332,13 @@ def cross_modal_report(
             "audio [N, D], visual [N, D] and labels [N] or [N, C] of the same N ≥ 1 clips are "
             f"needed; got {audio.shape}, {visual.shape} and {labels.shape}"
         )
-    ks = tuple(_check_cut_off(k, len(audio), (len(audio), len(audio))) for k in ks)
+    ks = tuple(_check_cut_off(k, (len(audio), len(audio))) for k in ks)
 
+    is_on_host = _host_ranking.is_on_host(audio, visual, labels)
+    one_direction = _one_direction_on_host if is_on_host else _one_direction_in_xla
     options = {"similarity": similarity, "ks": ks, "block_size": block_size}
-    audio_to_visual = _one_direction(audio, visual, labels, **options)
-    visual_to_audio = _one_direction(visual, audio, labels, **options)
+    audio_to_visual = one_direction(audio, visual, labels, **options)
+    visual_to_audio = one_direction(visual, audio, labels, **options)
     return {
         "audio_to_visual": audio_to_visual,
         "visual_to_audio": visual_to_audio,

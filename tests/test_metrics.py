@@ -1,5 +1,9 @@
-"""Ranking metrics by hand, by loop and by scikit-learn, and the report over both directions."""
+"""Ranking metrics by hand, by loop and by scikit-learn, each called both ways: plain and in jit.
 
+Plain calls rank on the host where the machine has no accelerator, compiled ones in XLA.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,29 +19,35 @@ from sklearn.metrics import average_precision_score
 
 import aadml_jax as aa
 
+WAYS = {"plain": functools.partial, "compiled": oracles.compiled}
+
 
 class Metric(NamedTuple):
     name: str
     oracle: Callable
     params: dict
+    way: str
 
     def __call__(self, scores, relevance, where=None, **options):
-        """The metric, compiled once per shape for the whole file."""
-        run = oracles.compiled(getattr(aa, self.name), **(self.params | options))
+        run = WAYS[self.way](getattr(aa, self.name), **(self.params | options))
         return run(scores, relevance, where=where)
 
     def expected(self, scores, relevance, where=None):
         return oracles.by_row(self.oracle, scores, relevance, where, **self.params)
 
 
-METRICS = (
-    Metric("average_precision", oracles.average_precision_row, {}),
-    Metric("prefix_average_precision", oracles.prefix_average_precision_row, {}),
-    Metric("precision_at", oracles.precision_at_row, {"k": 3}),
-    Metric("recall_at", oracles.recall_at_row, {"k": 2}),
-)
-EVERY_METRIC = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-DIRECTIONS = ("audio_to_visual", "visual_to_audio")
+METRICS = [
+    Metric(name, oracle, params, way)
+    for name, oracle, params in (
+        ("average_precision", oracles.average_precision_row, {}),
+        ("prefix_average_precision", oracles.prefix_average_precision_row, {}),
+        ("precision_at", oracles.precision_at_row, {"k": 3}),
+        ("recall_at", oracles.recall_at_row, {"k": 2}),
+    )
+    for way in WAYS
+]
+EVERY_METRIC = pytest.mark.parametrize("metric", METRICS, ids=lambda m: f"{m.name}-{m.way}")
+EVERY_WAY = pytest.mark.parametrize("way", WAYS)
 QUIET = hypothesis.settings(max_examples=80, deadline=None, database=None, derandomize=True)
 
 
@@ -66,18 +76,20 @@ def close(actual, expected, rtol=1e-6, atol=1e-6):
         ("recall_at", {"k": 2}, [1.0, 1.0, 0.0]),
     ],
 )
-def test_values_by_hand(name, params, expected):
+@EVERY_WAY
+def test_values_by_hand(name, params, expected, way):
     ranked = np.array([[1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]], dtype=bool)
     scores, columns = np.array([0.9, 0.5, 0.1, -2.0], np.float32), np.array([2, 0, 3, 1])
     scores = np.broadcast_to(scores[columns], (3, 4))
-    run = oracles.compiled(getattr(aa, name), **params)
+    run = WAYS[way](getattr(aa, name), **params)
     close(run(scores, ranked[:, columns]), expected)
 
 
-def test_standard_and_prefix_average_precision_of_hit_miss_miss_hit():
+@EVERY_WAY
+def test_standard_and_prefix_average_precision_of_hit_miss_miss_hit(way):
     scores, relevance = jnp.array([[4.0, 3.0, 2.0, 1.0]]), jnp.array([[1, 0, 0, 1]])
     for function, expected in ((aa.average_precision, 0.75), (aa.prefix_average_precision, 0.9375)):
-        assert float(oracles.compiled(function)(scores, relevance)[0]) == expected
+        assert float(WAYS[way](function)(scores, relevance)[0]) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,8 +97,9 @@ def test_standard_and_prefix_average_precision_of_hit_miss_miss_hit():
     [([1, 0, 0], 1.0), ([0, 1, 0], 1 / 2), ([0, 0, 1], 1 / 3), ([0, 1, 1], (1 / 2 + 2 / 3) / 2)],
 )
 @pytest.mark.parametrize("scores", [[0.5, 0.5, 0.5], [-0.0, 0.0, -0.0], [0.0, -0.0, 0.0]])
-def test_equal_scores_rank_in_gallery_order(scores, relevance, expected):
-    actual = oracles.compiled(aa.average_precision)(np.array([scores]), np.array([relevance]))
+@EVERY_WAY
+def test_equal_scores_rank_in_gallery_order(scores, relevance, expected, way):
+    actual = WAYS[way](aa.average_precision)(np.array([scores]), np.array([relevance]))
     assert float(actual[0]) == pytest.approx(expected)
 
 
@@ -147,11 +160,12 @@ def test_reduce_fn_sees_all_rows(metric):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_mean_average_precision_is_the_mean_over_all_rows(masked):
+@EVERY_WAY
+def test_mean_average_precision_is_the_mean_over_all_rows(masked, way):
     scores, relevance, where = oracles.degenerate_case(5)
     where = where if masked else None
     expected = oracles.by_row(oracles.average_precision_row, scores, relevance, where)
-    actual = oracles.compiled(aa.mean_average_precision)(
+    actual = WAYS[way](aa.mean_average_precision)(
         jnp.asarray(scores, jnp.float32), relevance, where=where
     )
     assert actual.shape == ()
@@ -159,15 +173,16 @@ def test_mean_average_precision_is_the_mean_over_all_rows(masked):
 
 
 @pytest.mark.parametrize("m", [7, 300])
-def test_average_precision_equals_scikit_learn_on_distinct_scores(m):
+@EVERY_WAY
+def test_average_precision_equals_scikit_learn_on_distinct_scores(m, way):
     scores, relevance, where = case(6, 5, m)
     assert all(len(np.unique(row)) == m for row in np.asarray(scores))
     expected = [
         average_precision_score(relevant[kept], row[kept])
         for row, relevant, kept in zip(*map(np.asarray, (scores, relevance, where)), strict=True)
     ]
-    close(oracles.compiled(aa.average_precision)(scores, relevance, where=where), expected)
-    mean = oracles.compiled(aa.mean_average_precision)(scores, relevance, where=where)
+    close(WAYS[way](aa.average_precision)(scores, relevance, where=where), expected)
+    mean = WAYS[way](aa.mean_average_precision)(scores, relevance, where=where)
     close(mean, np.mean(expected))
 
 
@@ -188,7 +203,8 @@ def test_where_is_the_same_as_dropping_columns(metric):
         close(metric(garbage, relevance, where=where), np.asarray(dropped))
 
 
-def test_excluded_columns_rank_behind_minus_infinity():
+@EVERY_WAY
+def test_excluded_columns_rank_behind_minus_infinity(way):
     scores, where = jnp.array([[9.0, -jnp.inf, 1.0]]), jnp.array([[False, True, True]])
     relevance = jnp.array([[True, True, False]])
     for name, params, expected in (
@@ -196,7 +212,7 @@ def test_excluded_columns_rank_behind_minus_infinity():
         ("precision_at", {"k": 2}, 1 / 2),
         ("recall_at", {"k": 1}, 0.0),
     ):
-        run = oracles.compiled(getattr(aa, name), **params)
+        run = WAYS[way](getattr(aa, name), **params)
         assert float(run(scores, relevance, where=where)[0]) == expected
 
 
@@ -275,124 +291,3 @@ def test_k_outside_the_gallery_raises(name, k, message):
     scores, relevance, _ = case(14)
     with pytest.raises(ValueError, match=message):
         getattr(aa, name)(scores, relevance, k=k)
-
-
-# The report over both directions of retrieval
-
-
-def clips(seed=0, n=13, d=4):
-    rng = np.random.default_rng(seed)
-    audio, visual = rng.normal(size=(n, d)), rng.normal(size=(n, d)) * 2 + 0.3
-    return *oracles.as_float32(audio, visual), jnp.asarray(rng.integers(4, size=n), jnp.int32)
-
-
-def direction(queries, gallery, related, ks, score=oracles.cosine):
-    scores = oracles.pairwise(score, queries, gallery)
-
-    def over_rows(row_oracle, **params):
-        return oracles.by_row(row_oracle, scores, related, **params).mean()
-
-    return {
-        "map": over_rows(oracles.average_precision_row),
-        "prefix_map": over_rows(oracles.prefix_average_precision_row),
-        "precision_at_k": {k: over_rows(oracles.precision_at_row, k=k) for k in ks},
-        "recall_at_k": {k: over_rows(oracles.recall_at_row, k=k) for k in ks},
-    }
-
-
-def expected_report(audio, visual, labels, ks, score=oracles.cosine):
-    labels = np.asarray(labels)
-    related = [[oracles.share_a_class(x, y) for y in labels] for x in labels]
-    return {
-        "audio_to_visual": direction(audio, visual, related, ks, score),
-        "visual_to_audio": direction(visual, audio, related, ks, score),
-    }
-
-
-def flat(report, side):
-    """The numbers of one side of a report, as {name: float}."""
-    numbers = {name: float(report[side][name]) for name in ("map", "prefix_map")}
-    for name in ("precision_at_k", "recall_at_k"):
-        numbers |= {f"{name} {k}": float(value) for k, value in report[side][name].items()}
-    return numbers
-
-
-def assert_close_reports(report, expected):
-    for side in DIRECTIONS:
-        assert set(report[side]) == {"map", "prefix_map", "precision_at_k", "recall_at_k"}
-        assert flat(report, side) == pytest.approx(flat(expected, side), rel=1e-5)
-
-
-@pytest.mark.parametrize("block_size", [1, 5, 1024])
-def test_both_directions_equal_the_float64_loop_for_any_block(block_size):
-    audio, visual, labels = clips()
-    report = aa.cross_modal_report(audio, visual, labels, ks=(1, 3), block_size=block_size)
-    expected = expected_report(audio, visual, labels, (1, 3))
-    assert set(report) == {*DIRECTIONS, "mean"}
-    assert_close_reports(report, expected)
-    assert expected[DIRECTIONS[0]]["map"] != pytest.approx(expected[DIRECTIONS[1]]["map"], rel=1e-2)
-
-
-def test_default_cut_offs_and_the_mean_of_the_two_directions():
-    report = aa.cross_modal_report(*clips(2))
-    sides = [flat(report, side) for side in DIRECTIONS]
-    halves = {name: (sides[0][name] + sides[1][name]) / 2 for name in sides[0]}
-    assert flat(report, "mean") == pytest.approx(halves, rel=1e-6)
-    assert list(report["mean"]["precision_at_k"]) == [1, 5, 10]
-    assert sides[0] != sides[1]
-
-
-def test_a_clip_is_in_its_own_gallery():
-    audio, _, _ = clips(3)
-    report = aa.cross_modal_report(audio, audio, jnp.arange(13), ks=(1,))
-    assert flat(report, "mean") == pytest.approx(
-        {"map": 1, "prefix_map": 1, "precision_at_k 1": 1, "recall_at_k 1": 1}
-    )
-
-
-def test_labels_may_be_multi_hot():
-    audio, visual, _ = clips(4)
-    labels = jnp.asarray(np.random.default_rng(4).random((13, 5)) < 0.3)
-    report = aa.cross_modal_report(audio, visual, labels, ks=(3,), block_size=4)
-    expected = expected_report(audio, visual, labels, (3,))
-    assert_close_reports(report, expected)
-
-
-def test_similarity_may_be_a_function_of_two_blocks():
-    audio, visual, labels = clips(5)
-    seen = []
-
-    def nearness(a, b):
-        seen.append((a.shape, b.shape))
-        return -aa.squared_euclidean_distance(a, b)
-
-    report = aa.cross_modal_report(
-        audio, visual, labels, similarity=nearness, ks=(2,), block_size=4
-    )
-    expected = expected_report(
-        audio, visual, labels, (2,), lambda x, y: -oracles.squared_euclidean(x, y)
-    )
-    assert_close_reports(report, expected)
-    assert seen and all(a[0] <= 4 and b == (13, 4) for a, b in seen)
-
-
-@pytest.mark.parametrize(
-    ("audio", "visual", "labels"),
-    [((13, 4), (12, 4), (13,)), ((13, 4), (13, 4), (12,)), ((13, 4), (13, 3), (13,))],
-)
-def test_clips_that_do_not_fit_raise_an_error_that_prints_the_shapes(audio, visual, labels):
-    with pytest.raises(ValueError) as error:
-        aa.cross_modal_report(
-            jnp.ones(audio), jnp.ones(visual), jnp.zeros(labels, jnp.int32), ks=(1,)
-        )
-    odd = {visual, labels} - {(13, 4), (13,)}
-    assert all(str(shape) in str(error.value) for shape in odd)
-
-
-def test_an_unknown_similarity_and_a_cut_off_beyond_the_gallery_raise():
-    with pytest.raises(ValueError, match="dot"):
-        aa.cross_modal_report(*clips(6), similarity="dot")
-    with pytest.raises(ValueError, match="14"):
-        aa.cross_modal_report(*clips(6), ks=(1, 14))
-    with pytest.raises(ValueError, match="block_size"):
-        aa.cross_modal_report(*clips(6), block_size=0)
