@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from aadml_jax._arrays import Array, ReduceFn, as_pairs, as_scalar, divide_or_zero, reduce_rows
-from aadml_jax._ordering import count_below
+from aadml_jax._ordering import columns_of, count_so_far
 
 # Positives compared with the whole row at a time: 4 keep the memory at a few times that of the row.
 _POSITIVES_AT_ONCE = 4
@@ -25,7 +25,7 @@ def _smooth_ap(
     """
     columns = jnp.arange(similarities.shape[1], dtype=jnp.int32)[None, None, :]
     num_positives = jnp.sum(positives, axis=1, dtype=jnp.int32)
-    positives_so_far = jnp.cumsum(positives, axis=1, dtype=jnp.int32)
+    positives_so_far = count_so_far(positives)
     is_valid = positives | negatives
 
     def add_positives(turn: Array, carry: tuple) -> tuple:
@@ -35,7 +35,7 @@ def _smooth_ap(
         )
         exists = places < num_positives[:, None]
         places = jnp.broadcast_to(places, exists.shape)
-        own = jnp.where(exists, count_below(positives_so_far, places + 1), 0)  # [N, K] columns
+        own = jnp.where(exists, columns_of(positives_so_far, places), 0)  # [N, K] columns
         is_own = columns == own[:, :, None]
 
         scores = jnp.take_along_axis(similarities, own, axis=1)
