@@ -170,3 +170,19 @@ def test_gradient_memory_grows_with_the_block_and_not_with_the_rows():
 def test_blocks_of_no_rows_raise(block_size):
     with pytest.raises(ValueError, match=f"block_size.*{block_size}"):
         aa.in_row_blocks(lambda b, _: b[:, 0], ANCHORS, block_size=block_size)
+
+
+@pytest.mark.parametrize(
+    ("size", "dim", "block_size", "limit_mib"), [(16_384, 16, 256, 512), (1_024, 256, 256, 64)]
+)
+def test_triplet_loss_from_embeddings_stays_within_block_memory(size, dim, block_size, limit_mib):
+    def loss(audio, visual, labels):
+        def rows_of(block, rows):
+            relevance = aa.same_label(labels[rows], labels)
+            return aa.triplet_loss(aa.cosine_distance(block, visual), relevance, reduce_fn=None)
+
+        return aa.in_row_blocks(rows_of, audio, block_size=block_size).mean()
+
+    embeddings, labels = jnp.zeros((size, dim)), jnp.zeros(size, jnp.int32)
+    run = jax.value_and_grad(loss, argnums=(0, 1))
+    assert oracles.temporary_bytes(run, embeddings, embeddings, labels) < limit_mib * 2**20
