@@ -80,7 +80,8 @@ def _violations_by_comparing(
     turns = (jnp.max(num_positives, initial=0) + _AT_ONCE - 1) // _AT_ONCE
     zeros = jnp.zeros((num_rows, width), jnp.int32)
     of_places, of_negatives = jax.lax.fori_loop(0, turns, compare, (zeros, zeros))
-    per_positive = jnp.take_along_axis(of_places, jnp.maximum(so_far - 1, 0), axis=1)
+    place = jnp.maximum(so_far - 1, 0)
+    per_positive = jnp.take_along_axis(of_places, place, axis=1, mode="promise_in_bounds")
     return per_positive, of_negatives[:, :num_columns]
 
 
