@@ -12,7 +12,7 @@ from aadml_jax._arrays import (
     masked_row_mean,
     reduce_rows,
 )
-from aadml_jax._ordering import columns_of, count_below, count_so_far, order_keys, sorted_keys
+from aadml_jax._ordering import count_below, count_so_far, order_keys, sorted_keys
 
 # XLA unrolls a reduction over 16 entries and vectorises what surrounds it; longer ones it does not.
 _AT_ONCE = 16
@@ -56,31 +56,35 @@ def _violations_by_comparing(
     anything.
     """
     num_rows, num_columns = distances.shape
-    num_positives = jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.int32)
-    so_far = count_so_far(positives)
+    place = count_so_far(positives) - 1
     width = -(-num_columns // _AT_ONCE) * _AT_ONCE
     padding = ((0, 0), (0, width - num_columns))
     row = jnp.pad(jnp.where(negatives, distances, jnp.inf), padding, constant_values=jnp.inf)
     slices = row.reshape(num_rows, 1, _AT_ONCE, width // _AT_ONCE)
+    # d + margin of each row's positives moved to its front, −∞ behind them.
+    rows = jnp.arange(num_rows, dtype=jnp.int32)[:, None]
+    ordered = jnp.full((num_rows, width), -jnp.inf, distances.dtype)
+    ordered = ordered.at[rows, jnp.where(positives, place, width)].set(
+        distances + margin, mode="drop"
+    )
 
     def compare(turn: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         of_places, of_negatives = carry
         first = turn * _AT_ONCE
-        places = first + jnp.arange(_AT_ONCE, dtype=jnp.int32)[None, :]
-        exists = places < num_positives
-        own = jnp.where(exists, columns_of(so_far, jnp.broadcast_to(places, exists.shape)), 0)
-        bounds = jnp.take_along_axis(distances, own, axis=1) + margin
         # The barriers keep XLA from computing what stands before them anew for every entry.
-        bounds = jax.lax.optimization_barrier(jnp.where(exists, bounds, -jnp.inf))
+        bounds = jax.lax.optimization_barrier(
+            jax.lax.dynamic_slice_in_dim(ordered, first, _AT_ONCE, axis=1)
+        )
         of_negatives += jnp.sum(row[:, None, :] < bounds[:, :, None], axis=1, dtype=jnp.int32)
         in_slices = jnp.sum(slices < bounds[:, :, None, None], axis=2, dtype=jnp.int32)
         totals = jnp.sum(jax.lax.optimization_barrier(in_slices), axis=2, dtype=jnp.int32)
         return jax.lax.dynamic_update_slice_in_dim(of_places, totals, first, axis=1), of_negatives
 
-    turns = (jnp.max(num_positives, initial=0) + _AT_ONCE - 1) // _AT_ONCE
+    most = jnp.max(jnp.sum(positives, axis=1, dtype=jnp.int32), initial=0)
+    turns = (most + _AT_ONCE - 1) // _AT_ONCE
     zeros = jnp.zeros((num_rows, width), jnp.int32)
     of_places, of_negatives = jax.lax.fori_loop(0, turns, compare, (zeros, zeros))
-    place = jnp.maximum(so_far - 1, 0)
+    place = jnp.maximum(place, 0)
     per_positive = jnp.take_along_axis(of_places, place, axis=1, mode="promise_in_bounds")
     return per_positive, of_negatives[:, :num_columns]
 
