@@ -1,5 +1,7 @@
 """Smooth-AP: average precision made differentiable."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +12,8 @@ from aadml_jax._ordering import columns_of, count_so_far
 _POSITIVES_AT_ONCE = 4
 
 
+# Compiled also where the caller is not: plain calls would compile the loop in it every time.
+@functools.partial(jax.jit, static_argnames="with_derivatives")
 def _smooth_ap(
     similarities: Array,
     temperature: Array,

@@ -1,5 +1,7 @@
 """The triplet loss over all valid triplets of the batch, without ever building them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -20,8 +22,10 @@ _AT_ONCE = 16
 _MOST_COMPARED = 1024
 
 
+# Compiled also where the caller is not: plain calls would compile the loops in it every time.
+@functools.partial(jax.jit, static_argnames="most_compared")
 def _violation_weights(
-    distances: Array, margin: Array, positives: Array, negatives: Array
+    distances: Array, margin: Array, positives: Array, negatives: Array, *, most_compared: int
 ) -> Array:
     """The derivative of each row's mean hinge by its distances [N, M].
 
@@ -31,11 +35,11 @@ def _violation_weights(
     num_positives = jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.int32)
     num_negatives = jnp.sum(negatives, axis=1, keepdims=True, dtype=jnp.int32)
     arguments = (distances, margin, positives, negatives)
-    if distances.shape[1] <= _MOST_COMPARED:
+    if distances.shape[1] <= most_compared:
         per_positive, per_negative = _violations_by_comparing(*arguments)
     else:
         per_positive, per_negative = jax.lax.cond(
-            jnp.max(num_positives, initial=0) <= _MOST_COMPARED,
+            jnp.max(num_positives, initial=0) <= most_compared,
             _violations_by_comparing,
             _violations_by_sorting,
             *arguments,
@@ -119,7 +123,8 @@ def _weighted_hinges(
 
 @jax.custom_jvp
 def _mean_hinge(distances: Array, margin: Array, positives: Array, negatives: Array) -> Array:
-    weights = _violation_weights(distances, margin, positives, negatives)
+    arguments = (distances, margin, positives, negatives)
+    weights = _violation_weights(*arguments, most_compared=_MOST_COMPARED)
     return _weighted_hinges(weights, distances, margin, positives, negatives)
 
 
@@ -127,7 +132,7 @@ def _mean_hinge(distances: Array, margin: Array, positives: Array, negatives: Ar
 def _mean_hinge_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     distances, margin, positives, negatives = primals
     distances_dot, margin_dot, _, _ = tangents
-    weights = _violation_weights(distances, margin, positives, negatives)
+    weights = _violation_weights(*primals, most_compared=_MOST_COMPARED)
     value = _weighted_hinges(weights, distances, margin, positives, negatives)
     by_margin = jnp.sum(jnp.where(positives, weights, 0), axis=1)
     return value, jnp.sum(weights * distances_dot, axis=1) + by_margin * margin_dot

@@ -289,6 +289,22 @@ def test_jit_and_checkpoint_change_nothing(loss):
     assert np.any(gradient)
 
 
+COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: COMPILED.append(event) if "backend_compile" in event else None
+)
+
+
+def test_plain_calls_compile_once(loss):
+    matrix, relevance, where = loss.case(23, 3, 11)
+    loss(matrix, relevance, where=where)
+    jax.grad(loss)(matrix, relevance)
+    after = len(COMPILED)
+    loss(matrix, relevance, where=where)
+    jax.grad(loss)(matrix, relevance)
+    assert len(COMPILED) == after > 0
+
+
 def test_vmap_over_batches_equals_a_loop(loss):
     cases = [loss.case(seed) for seed in (13, 14, 15)]
     batch = [jnp.stack(part) for part in zip(*cases, strict=True)]
