@@ -98,3 +98,23 @@ def test_arrays_under_transformation_are_not_on_the_host():
     jax.vmap(look)(array)
     jax.grad(lambda x: look(x).sum())(array)
     assert seen == [True, True, False, False, False]
+
+
+def test_constants_within_traced_code_are_ranked_there():
+    scores, relevance, _ = oracles.pair_case(2, 3, 8, -1.0, 1.0)
+    scores = jnp.asarray(scores, jnp.float32)
+    ap = average_precision(scores, relevance)
+    clips = scores, scores[:, ::-1], np.array([0, 1, 0])
+
+    def scanned(carry, _):
+        return carry + aa.average_precision(scores, relevance), None
+
+    np.testing.assert_allclose(
+        jax.jit(lambda: aa.average_precision(scores, relevance))(), ap, rtol=1e-6
+    )
+    total, _ = jax.lax.scan(scanned, jnp.zeros(3), None, length=2)
+    np.testing.assert_allclose(total, 2 * ap, rtol=1e-6)
+    assert jax.eval_shape(lambda: aa.average_precision(scores, relevance)).shape == (3,)
+    report = jax.jit(lambda: aa.cross_modal_report(*clips, ks=(1,)))()
+    expected = aa.cross_modal_report(*clips, ks=(1,))
+    assert float(report["mean"]["map"]) == pytest.approx(float(expected["mean"]["map"]), rel=1e-6)

@@ -58,14 +58,16 @@ def _smooth_ap(
             by_temperature -= jnp.sum(pull * gaps, axis=(1, 2))
         return average, by_similarity, by_temperature
 
-    zeros = jnp.zeros_like(similarities[:, 0])
-    carry = (
-        (zeros, jnp.zeros_like(similarities), zeros) if with_derivatives else (zeros, None, None)
-    )
+    most = jnp.max(num_positives, initial=0)
+    # Made from the data: under shard_map what a loop carries must differ by device from the start.
+    zero = 0 * most
+    zeros = jnp.zeros_like(similarities) + zero.astype(similarities.dtype)
+    of_row = zeros[:, 0]
+    carry = (of_row, zeros, of_row) if with_derivatives else (of_row, None, None)
     # Counted turn by turn: XLA of JAX 0.10 takes a loop from 0 to a constant 1 in steps of 4 for
     # one that never runs.
-    turns = (jnp.max(num_positives, initial=0) + _POSITIVES_AT_ONCE - 1) // _POSITIVES_AT_ONCE
-    return jax.lax.fori_loop(0, turns, add_positives, carry)
+    turns = (most + _POSITIVES_AT_ONCE - 1) // _POSITIVES_AT_ONCE
+    return jax.lax.fori_loop(zero, turns, add_positives, carry)
 
 
 @jax.custom_jvp

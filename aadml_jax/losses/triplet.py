@@ -86,8 +86,10 @@ def _violations_by_comparing(
 
     most = jnp.max(jnp.sum(positives, axis=1, dtype=jnp.int32), initial=0)
     turns = (most + _AT_ONCE - 1) // _AT_ONCE
-    zeros = jnp.zeros((num_rows, width), jnp.int32)
-    of_places, of_negatives = jax.lax.fori_loop(0, turns, compare, (zeros, zeros))
+    # Made from the data: under shard_map what a loop carries must differ by device from the start.
+    zero = 0 * most
+    zeros = jnp.zeros((num_rows, width), jnp.int32) + zero
+    of_places, of_negatives = jax.lax.fori_loop(zero, turns, compare, (zeros, zeros))
     place = jnp.maximum(place, 0)
     per_positive = jnp.take_along_axis(of_places, place, axis=1, mode="promise_in_bounds")
     return per_positive, of_negatives[:, :num_columns]

@@ -289,6 +289,25 @@ def test_jit_and_checkpoint_change_nothing(loss):
     assert np.any(gradient)
 
 
+def test_rows_may_be_sharded_by_shard_map(loss):
+    matrix, relevance, where = loss.case(24, 4, 9)
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.PartitionSpec("rows")
+
+    def mean(matrix, relevance, where):
+        return jax.lax.pmean(loss(matrix, relevance, where=where), "rows")
+
+    run = jax.shard_map(
+        jax.value_and_grad(mean),
+        mesh=mesh,
+        in_specs=(rows, rows, rows),
+        out_specs=(jax.sharding.PartitionSpec(), rows),
+    )
+    value, gradient = jax.jit(run)(matrix, relevance, where)
+    close(value, loss.expected(matrix, relevance, where).mean())
+    close(gradient, np.asarray(loss.gradient(matrix, relevance, where)))
+
+
 COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **_: COMPILED.append(event) if "backend_compile" in event else None
