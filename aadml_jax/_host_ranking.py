@@ -63,12 +63,7 @@ def ranking_keys(scores: Array, relevant: Array, irrelevant: Array) -> RankingKe
 
 
 def is_on_host(*arrays: object) -> bool:
-    """Whether all of the arrays (None aside) hold values, in the memory of this process's CPU.
-
-    Never while jit or another transformation traces, even of code that takes no argument.
-    """
-    if isinstance(jnp.add(np.int32(0), np.int32(0)), jax.core.Tracer):
-        return False
+    """Whether all of the arrays (None aside) hold values, in the memory of this process's CPU."""
     for array in arrays:
         if isinstance(array, jax.core.Tracer):
             return False

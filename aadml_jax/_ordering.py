@@ -16,7 +16,7 @@ _BLOCK = 16
 def order_keys(values: Array) -> Array:
     """Integers in the order of the floats: x < y ⇔ key(x) < key(y), and key(−0) = key(0).
 
-    They have the floats' width. Every key, that of an infinity or NaN too, is below `last_key`.
+    They have the floats' width. The key of every number, an infinity too, is below `last_key`.
     """
     integer = jnp.dtype(f"int{8 * values.dtype.itemsize}")
     bits = jax.lax.bitcast_convert_type(jnp.where(values == 0, 0, values), integer)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from aadml_jax._arrays import Array, as_labels, check_count
 
@@ -88,6 +89,12 @@ def update_memory(memory: Memory, embeddings: Array, labels: Array) -> Memory:
     >>> print(memory.embeddings[:, 0], memory.labels)
     [1.   0.5  0.75] [7 5 6]
     """
+    memory = jax.tree.map(jnp.asarray, memory)  # a restored one holds NumPy arrays
+    if isinstance(labels, np.ndarray) and np.any(labels != labels.astype(memory.labels.dtype)):
+        raise ValueError(
+            f"class numbers of {labels.dtype} and shape {labels.shape} do not fit into the "
+            f"memory's {memory.labels.dtype}; number the classes from 0"
+        )
     embeddings, labels = jnp.asarray(embeddings), as_labels(labels)
     size, dim = memory.embeddings.shape
     if embeddings.ndim != 2 or embeddings.shape[1] != dim or labels.shape != embeddings.shape[:1]:

@@ -9,9 +9,9 @@ gallery) and `reduce_fn` (default None: one value per query [N]).
 - A query without relevant items scores 0 and takes part in means.
 - A NaN among a query's scores makes its value NaN.
 - Nothing is excluded silently: for one set against itself pass `where=~jnp.eye(n, dtype=bool)`.
-- Called with arrays in the memory of a CPU, outside of jit and vmap, the ranks come from NumPy's
-  sort, which is many times faster there than XLA's; otherwise XLA sorts where the arrays are. Both
-  find the same ranks, ties included; values may differ by rounding.
+- Called outside of jit and vmap on a machine whose default device is a CPU, the ranks come from
+  NumPy's sort, which is many times faster there than XLA's; otherwise XLA sorts where the arrays
+  are. Both find the same ranks, ties included; values may differ by rounding.
 
     >>> import jax.numpy as jnp
     >>> scores = jnp.array([[0.9, 0.8, 0.7, 0.6]])
@@ -92,12 +92,15 @@ def _value_dtype(keys: _host_ranking.RankingKeys) -> str:
 def _per_query(
     metric: _Metric, scores: Any, relevance: Any, where: Any, reduce_fn: ReduceFn
 ) -> Array:
+    scores, relevance = jnp.asarray(scores), jnp.asarray(relevance)
+    where = None if where is None else jnp.asarray(where)
     if _host_ranking.is_on_host(scores, relevance, where):
         keys = _host_keys(scores, relevance, where)
-        values = jnp.asarray(_host_ranking.by_rows(keys, metric.on_host), _value_dtype(keys))
-    else:
-        values = _in_xla(metric, scores, relevance, where)
-    return reduce_rows(values, reduce_fn)
+        # While jit traces, even constants give tracers, which have no values yet.
+        if not isinstance(keys.keys, jax.core.Tracer):
+            values = _host_ranking.by_rows(keys, metric.on_host).astype(_value_dtype(keys))
+            return reduce_rows(jax.device_put(values), reduce_fn)
+    return reduce_rows(_in_xla(metric, scores, relevance, where), reduce_fn)
 
 
 def average_precision(
@@ -334,7 +337,8 @@ def cross_modal_report(
         )
     ks = tuple(_check_cut_off(k, (len(audio), len(audio))) for k in ks)
 
-    is_on_host = _host_ranking.is_on_host(audio, visual, labels)
+    is_traced = isinstance(jnp.square(audio), jax.core.Tracer)  # as constants are within jit
+    is_on_host = not is_traced and _host_ranking.is_on_host(audio, visual, labels)
     one_direction = _one_direction_on_host if is_on_host else _one_direction_in_xla
     options = {"similarity": similarity, "ks": ks, "block_size": block_size}
     audio_to_visual = one_direction(audio, visual, labels, **options)

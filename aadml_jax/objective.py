@@ -216,6 +216,8 @@ def aadml_objective(
     if labels.ndim == 2 and labels.shape != audio.shape:
         raise ValueError(f"multi-hot labels must be {audio.shape}; got {labels.shape}")
     num_classes = audio.shape[1]
+    if class_proxies is not None and not METRIC_LOSSES[options.loss].on_class_proxies:
+        raise ValueError(f"class_proxies are given, but loss={options.loss!r} has none")
     if class_proxies is not None and jnp.shape(class_proxies) != (num_classes, num_classes):
         raise ValueError(
             f"class_proxies must be {(num_classes, num_classes)}; got {jnp.shape(class_proxies)}"

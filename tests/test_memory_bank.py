@@ -91,7 +91,9 @@ def test_is_a_pytree_that_scan_carries_and_whose_arrays_restore_it():
     assert held(memory) == sorted((int(y), *map(float, x)) for x, y in rows)
     leaves, structure = jax.tree.flatten(memory)
     again = jax.tree.unflatten(structure, [np.asarray(leaf) for leaf in leaves])
-    for one, other in zip(UPDATE(again, *batch(5, 3)), UPDATE(memory, *batch(5, 3)), strict=True):
+    for one, other in zip(
+        aa.update_memory(again, *batch(5, 3)), UPDATE(memory, *batch(5, 3)), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
 
 
@@ -115,6 +117,11 @@ def test_shapes_that_do_not_fit_raise_an_error_that_prints_them(embeddings, labe
     with pytest.raises(ValueError) as error:
         aa.update_memory(aa.init_memory(5, 2), jnp.zeros(embeddings), jnp.zeros(labels, int))
     assert all(str(shape) in str(error.value) for shape in (embeddings, labels, (5, 2)))
+
+
+def test_class_numbers_that_do_not_fit_raise():
+    with pytest.raises(ValueError, match=r"uint32 and shape .* do not fit into the memory's int32"):
+        aa.update_memory(aa.init_memory(5, 2), jnp.zeros((1, 2)), np.array([2**32 - 1], np.uint32))
 
 
 def test_labels_must_be_class_numbers():

@@ -154,7 +154,15 @@ def test_options_that_contradict_the_loss_raise(options, line):
 
 def test_class_proxies_of_another_shape_raise():
     with pytest.raises(ValueError, match=r"class_proxies must be \(3, 3\); got \(3, 2\)"):
-        aadml_objective(AUDIO, VISUAL, LABELS, class_proxies=np.ones((3, 2)))
+        aadml_objective(
+            AUDIO,
+            VISUAL,
+            LABELS,
+            class_proxies=np.ones((3, 2)),
+            options=ObjectiveOptions(loss="proxy_anchor"),
+        )
+    with pytest.raises(ValueError, match=r"class_proxies are given, but loss='triplet'"):
+        aadml_objective(AUDIO, VISUAL, LABELS, class_proxies=np.ones((3, 3)))
 
 
 def test_without_anchor_awareness_the_anchors_are_the_embeddings():

@@ -22,7 +22,7 @@ def _smooth_ap(
     *,
     with_derivatives: bool,
 ) -> tuple[Array, Array | None, Array | None]:
-    """Smooth-AP per row [N], and its derivatives by similarities [N, M] and temperature [N].
+    """1 − Smooth-AP per row [N], its derivatives by similarities [N, M] and temperature [N].
 
     The loop runs as often as the row with the most positives needs, which reverse mode could not
     follow; hence the derivatives are summed up on the way.
@@ -33,7 +33,7 @@ def _smooth_ap(
     is_valid = positives | negatives
 
     def add_positives(turn: Array, carry: tuple) -> tuple:
-        average, by_similarity, by_temperature = carry
+        missing, by_similarity, by_temperature = carry
         places = (
             turn * _POSITIVES_AT_ONCE + jnp.arange(_POSITIVES_AT_ONCE, dtype=jnp.int32)[None, :]
         )
@@ -47,16 +47,16 @@ def _smooth_ap(
         above = jnp.where(is_valid[:, None, :] & ~is_own, jax.nn.sigmoid(gaps), 0)  # [N, K, M]
         rank = 1 + jnp.sum(above, axis=2)
         rank_among_positives = 1 + jnp.sum(jnp.where(positives[:, None, :], above, 0), axis=2)
-        precision = jnp.where(exists, rank_among_positives / rank, 0)
-        average += divide_or_zero(jnp.sum(precision, axis=1), num_positives)
+        precision = jnp.where(exists, rank_among_positives / rank, 1)
+        missing += jnp.sum(1 - precision, axis=1)
         if with_derivatives:
             by_rank = divide_or_zero(jnp.where(exists, 1 / rank, 0), num_positives[:, None])
-            pull = jnp.where(positives[:, None, :], 1, 0) - precision[:, :, None]
+            pull = precision[:, :, None] - jnp.where(positives[:, None, :], 1, 0)
             pull *= by_rank[:, :, None] * above * (1 - above) / temperature
             own_pull = jnp.where(is_own, jnp.sum(pull, axis=2, keepdims=True), 0)
             by_similarity += jnp.sum(pull - own_pull, axis=1)
             by_temperature -= jnp.sum(pull * gaps, axis=(1, 2))
-        return average, by_similarity, by_temperature
+        return missing, by_similarity, by_temperature
 
     most = jnp.max(num_positives, initial=0)
     # Made from the data: under shard_map what a loop carries must differ by device from the start.
@@ -67,19 +67,20 @@ def _smooth_ap(
     # Counted turn by turn: XLA of JAX 0.10 takes a loop from 0 to a constant 1 in steps of 4 for
     # one that never runs.
     turns = (most + _POSITIVES_AT_ONCE - 1) // _POSITIVES_AT_ONCE
-    return jax.lax.fori_loop(zero, turns, add_positives, carry)
+    missing, *derivatives = jax.lax.fori_loop(zero, turns, add_positives, carry)
+    return divide_or_zero(missing, num_positives), *derivatives
 
 
 @jax.custom_jvp
-def _average_precision(
+def _missing_precision(
     similarities: Array, temperature: Array, positives: Array, negatives: Array
 ) -> Array:
     arguments = (similarities, temperature, positives, negatives)
     return _smooth_ap(*arguments, with_derivatives=False)[0]
 
 
-@_average_precision.defjvp
-def _average_precision_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+@_missing_precision.defjvp
+def _missing_precision_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     value, by_similarity, by_temperature = _smooth_ap(*primals, with_derivatives=True)
     similarities_dot, temperature_dot, _, _ = tangents
     tangent = jnp.sum(by_similarity * similarities_dot, axis=1) + by_temperature * temperature_dot
@@ -133,5 +134,5 @@ def smooth_ap_loss(
     temperature = as_scalar(temperature, similarities.dtype, "temperature")
     if similarities.shape[1] == 0:
         return reduce_rows(jnp.zeros(similarities.shape[0], similarities.dtype), reduce_fn)
-    average = _average_precision(similarities, temperature, positives, negatives)
-    return reduce_rows(jnp.where(jnp.any(positives, axis=1), 1 - average, 0), reduce_fn)
+    per_row = _missing_precision(similarities, temperature, positives, negatives)
+    return reduce_rows(per_row, reduce_fn)

@@ -35,12 +35,13 @@ def _violation_weights(
     num_positives = jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.int32)
     num_negatives = jnp.sum(negatives, axis=1, keepdims=True, dtype=jnp.int32)
     arguments = (distances, margin, positives, negatives)
+    by_comparing = functools.partial(_violations_by_comparing, most_compared=most_compared)
     if distances.shape[1] <= most_compared:
-        per_positive, per_negative = _violations_by_comparing(*arguments)
+        per_positive, per_negative = by_comparing(*arguments)
     else:
         per_positive, per_negative = jax.lax.cond(
             jnp.max(num_positives, initial=0) <= most_compared,
-            _violations_by_comparing,
+            by_comparing,
             _violations_by_sorting,
             *arguments,
         )
@@ -52,7 +53,12 @@ def _violation_weights(
 
 
 def _violations_by_comparing(
-    distances: Array, margin: Array, positives: Array, negatives: Array
+    distances: Array,
+    margin: Array,
+    positives: Array,
+    negatives: Array,
+    *,
+    most_compared: int = _MOST_COMPARED,
 ) -> tuple[Array, Array]:
     """Violating negatives of each positive, and positives of each negative: int32 [N, M] each.
 
@@ -61,7 +67,7 @@ def _violations_by_comparing(
     """
     num_rows, num_columns = distances.shape
     place = count_so_far(positives) - 1
-    width = -(-num_columns // _AT_ONCE) * _AT_ONCE
+    width = max(1, -(-num_columns // _AT_ONCE)) * _AT_ONCE
     padding = ((0, 0), (0, width - num_columns))
     row = jnp.pad(jnp.where(negatives, distances, jnp.inf), padding, constant_values=jnp.inf)
     slices = row.reshape(num_rows, 1, _AT_ONCE, width // _AT_ONCE)
@@ -85,7 +91,8 @@ def _violations_by_comparing(
         return jax.lax.dynamic_update_slice_in_dim(of_places, totals, first, axis=1), of_negatives
 
     most = jnp.max(jnp.sum(positives, axis=1, dtype=jnp.int32), initial=0)
-    turns = (most + _AT_ONCE - 1) // _AT_ONCE
+    # Under vmap both branches run, and rows beyond the limit must not hold this one up.
+    turns = (jnp.minimum(most, most_compared) + _AT_ONCE - 1) // _AT_ONCE
     # Made from the data: under shard_map what a loop carries must differ by device from the start.
     zero = 0 * most
     zeros = jnp.zeros((num_rows, width), jnp.int32) + zero
@@ -158,9 +165,9 @@ def triplet_loss(
     same, and triplets without violation stay in the mean.
 
     The value and the derivative are exact and need no triplets: the number of violations per entry
-    is both its weight in the sum and its derivative. Rows of up to 1,024 positives are counted by
-    comparing, O(N P M) time at a small fraction of a nanosecond each, others by ordering positives
-    (d + margin) and negatives (d) once, O(N M log M). O(N M) memory either way.
+    is both its weight in the sum and its derivative. Where no row has more than 1,024 positives,
+    they are counted by comparing, O(N P M) time with P of the row that has most; else by ordering
+    positives (d + margin) and negatives (d) of each row once, O(N M log M). O(N M) memory.
 
     Args:
       distances: [N, M], finite.

@@ -206,8 +206,8 @@ def check(config: TrainConfig) -> None:
     require("hidden_sizes", all(size >= 1 for size in config.hidden_sizes), "positive numbers")
     for culprit, remedy in conflicts(config):
         raise UserError(f"--{culprit} does not go with --loss={config.loss}: {remedy}")
-    scales = {"temperature", "alpha", "gamma"} | ({"beta"} if config.loss != "margin" else set())
-    for name in scales:
+    # The margin loss's beta is a distance; all the others divide or multiply exponents.
+    for name in ("temperature", "alpha", "gamma", *(() if config.loss == "margin" else ("beta",))):
         value = getattr(config, name)
         require(name, value is None or value > 0, "above 0")
     if config.class_proxies != "one_hot" and not METRIC_LOSSES[config.loss].on_class_proxies:

@@ -377,6 +377,12 @@ def test_relevance_and_where_may_be_integers_and_numpy(loss):
     close(loss.rows(matrix, relevance.astype(np.int32), where.astype(np.uint8)), expected)
 
 
+@pytest.mark.parametrize("shape", [(4, 0), (0, 4), (0, 0)])
+def test_no_rows_or_no_columns(loss, shape):
+    rows = loss(jnp.zeros(shape), jnp.zeros(shape, bool), reduce_fn=None)
+    np.testing.assert_array_equal(rows, np.zeros(shape[0]))
+
+
 @pytest.mark.parametrize("shape", [(1, 4), (4, 1)])
 def test_single_rows_and_columns(loss, shape):
     matrix, relevance, _ = oracles.pair_case(20, 4, 4, *RANGES[loss.needs])

@@ -70,6 +70,12 @@ def test_memory_stays_far_below_one_number_per_positive_and_column():
     assert used < 4 * n * 128 * n / 4
 
 
+@pytest.mark.parametrize("num_positives", [13, 14, 27])
+def test_without_negatives_it_is_exactly_zero(num_positives):
+    scores = np.random.default_rng(2).random((1, num_positives)).astype(np.float32)
+    assert float(aa.smooth_ap_loss(scores, np.ones_like(scores, bool))) == 0
+
+
 def test_no_columns_at_all_gives_zero():
     empty = jnp.zeros((3, 0))
     np.testing.assert_array_equal(
