@@ -1,10 +1,11 @@
 """Ranking on the host: where each query's relevant items stand, by NumPy's vectorised integer sort.
 
-XLA's sort on a CPU takes ten to twenty times as long as NumPy's sort of plain integers, and a
-second operand makes it slower still. Ranking metrics only ask at which ranks the relevant items
-stand, so one bit of each key, the lowest, can say whether the item is relevant. Two scores that
-differ in nothing but that bit, or not at all, are then out of order if one is relevant and the
-other is not; such neighbours are found after the sort and put right, one group at a time.
+XLA's sort of integers on a CPU takes several times as long as NumPy's where that has vector
+instructions, and a second operand makes it several times slower again. Ranking metrics only ask at
+which ranks the relevant items stand, so one bit of each key, the lowest, can say whether the item
+is relevant. Two scores that differ in nothing but that bit, or not at all, are then out of order if
+one is relevant and the other is not; such neighbours are found after the sort and put right, one
+group at a time.
 """
 
 import concurrent.futures
