@@ -143,8 +143,8 @@ class ObjectiveOptions:
                 raise ValueError(
                     f"{field} must be one of {sorted(known)}; got {getattr(self, field)!r}"
                 )
-        for culprit, remedy in conflicts(self):
-            raise ValueError(f"{culprit} does not go with loss={self.loss!r}: {remedy}")
+        if contradiction := conflict(self):
+            raise ValueError(contradiction)
 
     def loss_parameters(self) -> dict[str, Any]:
         """The metric loss's parameters by name, its own values where none are set."""
@@ -154,27 +154,24 @@ class ObjectiveOptions:
         }
 
 
-def conflicts(options: Any) -> list[tuple[str, str]]:
-    """Options (or the fields of a configuration) that contradict the chosen loss.
+def conflict(options: Any) -> str | None:
+    """An option that contradicts the chosen loss, and why; None where all go together.
 
     Args:
-      options: `ObjectiveOptions`, or anything with its attributes and a known loss.
-
-    Returns:
-      (option as text, remedy) for each.
+      options: `ObjectiveOptions`, or a configuration with its attributes and a known loss.
     """
     chosen = METRIC_LOSSES[options.loss]
-    own = ", ".join(chosen.parameters)
-    found = [
-        (f"{name}={getattr(options, name)}", f"its parameters are {own}")
-        for name in LOSS_PARAMETERS
-        if getattr(options, name) is not None and name not in chosen.parameters
-    ]
+    culprit = None
+    for name in LOSS_PARAMETERS:
+        if getattr(options, name) is not None and name not in chosen.parameters:
+            culprit, reason = name, f"its parameters are {', '.join(chosen.parameters)}"
     if chosen.on_similarities and options.distance != "cosine":
-        found.append((f"distance={options.distance}", "it compares cosine similarities"))
+        culprit, reason = "distance", "it compares cosine similarities"
     if chosen.on_class_proxies and options.intra_modal:
-        found.append(("intra_modal=True", "it compares samples with class proxies"))
-    return found
+        culprit, reason = "intra_modal", "it compares samples with class proxies"
+    if culprit is None:
+        return None
+    return f"{culprit}={getattr(options, culprit)} does not go with loss={options.loss}: {reason}"
 
 
 def aadml_objective(

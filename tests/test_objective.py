@@ -141,8 +141,8 @@ def test_multi_hot_labels_make_a_sample_relevant_to_each_of_its_classes():
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"loss": "ntxent", "margin": 0.5}, "margin=0.5 does not go with loss='ntxent'.*tempera"),
-        ({"temperature": 0.5}, "temperature=0.5 does not go with loss='triplet'.*are margin"),
+        ({"loss": "ntxent", "margin": 0.5}, "margin=0.5 does not go with loss=ntxent.*tempera"),
+        ({"temperature": 0.5}, "temperature=0.5 does not go with loss=triplet.*are margin"),
         ({"loss": "supcon", "distance": "euclidean"}, "distance=euclidean does not go with"),
         ({"loss": "proxy_anchor", "intra_modal": True}, "intra_modal=True does not go with"),
     ],

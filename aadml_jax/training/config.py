@@ -16,7 +16,7 @@ from aadml_jax.objective import (
     LOSS_PARAMETERS,
     METRIC_LOSSES,
     ObjectiveOptions,
-    conflicts,
+    conflict,
 )
 
 DEFAULT_BATCH_SIZE = 400
@@ -204,8 +204,8 @@ def check(config: TrainConfig) -> None:
     require("dropout", 0 <= config.dropout < 1, "at least 0 and below 1")
     require("seed", 0 <= config.seed < 2**32, "from 0 to 2³² − 1")
     require("hidden_sizes", all(size >= 1 for size in config.hidden_sizes), "positive numbers")
-    for culprit, remedy in conflicts(config):
-        raise UserError(f"--{culprit} does not go with --loss={config.loss}: {remedy}")
+    if contradiction := conflict(config):
+        raise UserError(f"--{contradiction}")
     # The margin loss's beta is a distance; all the others divide or multiply exponents.
     for name in ("temperature", "alpha", "gamma", *(() if config.loss == "margin" else ("beta",))):
         value = getattr(config, name)

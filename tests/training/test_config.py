@@ -66,7 +66,7 @@ def test_each_loss_has_parameters_of_its_own(loss, own):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"loss": "ntxent", "margin": 0.5}, "--margin=0.5 does not go with --loss=ntxent: its"),
+        ({"loss": "ntxent", "margin": 0.5}, "--margin=0.5 does not go with loss=ntxent: its"),
         ({"loss": "circle", "gamma": 0.0}, "--gamma=0.0 must be above 0"),
         ({"loss": "multi_similarity", "beta": -1.0}, "--beta=-1.0 must be above 0"),
         ({"loss": "ntxent", "temperature": 0.0}, "--temperature=0.0 must be above 0"),
