@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from aadml_jax._arrays import Array, ReduceFn, as_pairs, as_scalar, divide_or_zero, reduce_rows
-from aadml_jax._ordering import columns_of, count_so_far
+from aadml_jax._ordering import columns_of, running_sum
 
 # Positives compared with the whole row at a time: 4 keep the memory at a few times that of the row.
 _POSITIVES_AT_ONCE = 4
@@ -29,7 +29,7 @@ def _smooth_ap(
     """
     columns = jnp.arange(similarities.shape[1], dtype=jnp.int32)[None, None, :]
     num_positives = jnp.sum(positives, axis=1, dtype=jnp.int32)
-    positives_so_far = count_so_far(positives)
+    positives_so_far = running_sum(positives)
     is_valid = positives | negatives
 
     def add_positives(turn: Array, carry: tuple) -> tuple:

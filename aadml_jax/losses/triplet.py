@@ -1,7 +1,5 @@
 """The triplet loss over all valid triplets of the batch, without ever building them."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -14,18 +12,11 @@ from aadml_jax._arrays import (
     masked_row_mean,
     reduce_rows,
 )
-from aadml_jax._ordering import count_below, count_so_far, order_keys, sorted_keys
-
-# XLA unrolls a reduction over 16 entries and vectorises what surrounds it; longer ones it does not.
-_AT_ONCE = 16
-# With more positives in a row, sorting is faster than comparing each with the whole row.
-_MOST_COMPARED = 1024
+from aadml_jax._ordering import count_below, order_keys, running_sum, sorted_keys
 
 
-# Compiled also where the caller is not: plain calls would compile the loops in it every time.
-@functools.partial(jax.jit, static_argnames="most_compared")
 def _violation_weights(
-    distances: Array, margin: Array, positives: Array, negatives: Array, *, most_compared: int
+    distances: Array, margin: Array, positives: Array, negatives: Array
 ) -> Array:
     """The derivative of each row's mean hinge by its distances [N, M].
 
@@ -34,17 +25,7 @@ def _violation_weights(
     """
     num_positives = jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.int32)
     num_negatives = jnp.sum(negatives, axis=1, keepdims=True, dtype=jnp.int32)
-    arguments = (distances, margin, positives, negatives)
-    by_comparing = functools.partial(_violations_by_comparing, most_compared=most_compared)
-    if distances.shape[1] <= most_compared:
-        per_positive, per_negative = by_comparing(*arguments)
-    else:
-        per_positive, per_negative = jax.lax.cond(
-            jnp.max(num_positives, initial=0) <= most_compared,
-            by_comparing,
-            _violations_by_sorting,
-            *arguments,
-        )
+    per_positive, per_negative = _violations(distances, margin, positives, negatives)
     counts = jnp.where(positives, per_positive, jnp.where(negatives, -per_negative, 0))
     # Divided one after the other: the number of triplets of a row can exceed an int32.
     return divide_or_zero(
@@ -52,71 +33,31 @@ def _violation_weights(
     )
 
 
-def _violations_by_comparing(
-    distances: Array,
-    margin: Array,
-    positives: Array,
-    negatives: Array,
-    *,
-    most_compared: int = _MOST_COMPARED,
+def _violations(
+    distances: Array, margin: Array, positives: Array, negatives: Array
 ) -> tuple[Array, Array]:
     """Violating negatives of each positive, and positives of each negative: int32 [N, M] each.
 
-    Sixteen positives at a time are compared with the whole row; entries of the other side hold
-    anything.
+    Entries of the other side hold anything.
     """
-    num_rows, num_columns = distances.shape
-    place = count_so_far(positives) - 1
-    width = max(1, -(-num_columns // _AT_ONCE)) * _AT_ONCE
-    padding = ((0, 0), (0, width - num_columns))
-    row = jnp.pad(jnp.where(negatives, distances, jnp.inf), padding, constant_values=jnp.inf)
-    slices = row.reshape(num_rows, 1, _AT_ONCE, width // _AT_ONCE)
-    # d + margin of each row's positives moved to its front, −∞ behind them.
-    rows = jnp.arange(num_rows, dtype=jnp.int32)[:, None]
-    ordered = jnp.full((num_rows, width), -jnp.inf, distances.dtype)
-    ordered = ordered.at[rows, jnp.where(positives, place, width)].set(
-        distances + margin, mode="drop"
-    )
-
-    def compare(turn: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        of_places, of_negatives = carry
-        first = turn * _AT_ONCE
-        # The barriers keep XLA from computing what stands before them anew for every entry.
-        bounds = jax.lax.optimization_barrier(
-            jax.lax.dynamic_slice_in_dim(ordered, first, _AT_ONCE, axis=1)
-        )
-        of_negatives += jnp.sum(row[:, None, :] < bounds[:, :, None], axis=1, dtype=jnp.int32)
-        in_slices = jnp.sum(slices < bounds[:, :, None, None], axis=2, dtype=jnp.int32)
-        totals = jnp.sum(jax.lax.optimization_barrier(in_slices), axis=2, dtype=jnp.int32)
-        return jax.lax.dynamic_update_slice_in_dim(of_places, totals, first, axis=1), of_negatives
-
-    most = jnp.max(jnp.sum(positives, axis=1, dtype=jnp.int32), initial=0)
-    # Under vmap both branches run, and rows beyond the limit must not hold this one up.
-    turns = (jnp.minimum(most, most_compared) + _AT_ONCE - 1) // _AT_ONCE
-    # Made from the data: under shard_map what a loop carries must differ by device from the start.
-    zero = 0 * most
-    zeros = jnp.zeros((num_rows, width), jnp.int32) + zero
-    of_places, of_negatives = jax.lax.fori_loop(zero, turns, compare, (zeros, zeros))
-    place = jnp.maximum(place, 0)
-    per_positive = jnp.take_along_axis(of_places, place, axis=1, mode="promise_in_bounds")
-    return per_positive, of_negatives[:, :num_columns]
-
-
-def _violations_by_sorting(
-    distances: Array, margin: Array, positives: Array, negatives: Array
-) -> tuple[Array, Array]:
-    """The same counts from the ordered row: O(N M log M) whatever the number of positives."""
-    positive_keys = order_keys(distances + margin)
-    negative_keys = order_keys(distances)
     num_positives = jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.int32)
-    # One sort and one search serve both sides, stacked: XLA takes seconds to compile each of them.
-    # Keys are integers, so that the positives ≤ a negative are those below the next key.
-    sides = jnp.concatenate([negatives, positives])
-    sorted_sides = sorted_keys(jnp.concatenate([negative_keys, positive_keys]), sides)
-    per_positive, not_violating = jnp.split(
-        count_below(sorted_sides, jnp.concatenate([positive_keys, negative_keys + 1])), 2
+    keys = order_keys(jnp.where(positives, distances + margin, distances))
+    # Keys are integers, so that the positives up to an entry are those below the next key.
+    positives_up_to = count_below(
+        sorted_keys(keys, positives), keys + 1, most=jnp.max(num_positives, initial=0)
     )
-    return per_positive, num_positives - not_violating
+    # A negative violates the positives that come after it. So those of a positive are the
+    # negatives that have fewer positives before them than it has with itself and its equals.
+    rows = jnp.arange(len(distances), dtype=jnp.uint32)[:, None]
+    negatives_at = jnp.zeros(distances.shape, jnp.int32)
+    negatives_at = negatives_at.at[rows, positives_up_to.astype(jnp.uint32)].add(
+        negatives.astype(jnp.int32), mode="drop"
+    )
+    before = jnp.maximum(positives_up_to, 1).astype(jnp.uint32) - 1
+    per_positive = jnp.take_along_axis(
+        running_sum(negatives_at), before, axis=1, mode="promise_in_bounds"
+    )
+    return per_positive, num_positives - positives_up_to
 
 
 def _weighted_hinges(
@@ -133,7 +74,7 @@ def _weighted_hinges(
 @jax.custom_jvp
 def _mean_hinge(distances: Array, margin: Array, positives: Array, negatives: Array) -> Array:
     arguments = (distances, margin, positives, negatives)
-    weights = _violation_weights(*arguments, most_compared=_MOST_COMPARED)
+    weights = _violation_weights(*arguments)
     return _weighted_hinges(weights, distances, margin, positives, negatives)
 
 
@@ -141,7 +82,7 @@ def _mean_hinge(distances: Array, margin: Array, positives: Array, negatives: Ar
 def _mean_hinge_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     distances, margin, positives, negatives = primals
     distances_dot, margin_dot, _, _ = tangents
-    weights = _violation_weights(*primals, most_compared=_MOST_COMPARED)
+    weights = _violation_weights(*primals)
     value = _weighted_hinges(weights, distances, margin, positives, negatives)
     by_margin = jnp.sum(jnp.where(positives, weights, 0), axis=1)
     return value, jnp.sum(weights * distances_dot, axis=1) + by_margin * margin_dot
@@ -165,9 +106,9 @@ def triplet_loss(
     same, and triplets without violation stay in the mean.
 
     The value and the derivative are exact and need no triplets: the number of violations per entry
-    is both its weight in the sum and its derivative. Where no row has more than 1,024 positives,
-    they are counted by comparing, O(N P M) time with P of the row that has most; else by ordering
-    positives (d + margin) and negatives (d) of each row once, O(N M log M). O(N M) memory.
+    is both its weight in the sum and its derivative. They are counted by ordering the positives
+    (d + margin) of each row once and searching all entries among them: O(N M log M) time,
+    O(N M) memory.
 
     Args:
       distances: [N, M], finite.

@@ -90,49 +90,34 @@ def test_derivatives_are_exact_counts_among_many_ties(eighths, relevance, margin
     np.testing.assert_allclose(slope, expected[:, 7].sum(), rtol=1e-6)
 
 
-COUNTS = {
-    name: jax.jit(getattr(triplet, f"_violations_by_{name}")) for name in ("comparing", "sorting")
-}
-
-
 @hypothesis.settings(max_examples=80, deadline=None, database=None, derandomize=True)
 @hypothesis.given(
     hnp.arrays(np.int32, (3, 37), elements=st.integers(0, 40)),
     hnp.arrays(np.int32, (3, 37), elements=st.integers(0, 2)),
     st.integers(-8, 20),
 )
-@pytest.mark.parametrize("way", COUNTS)
-def test_violations_are_counted_exactly_by_comparing_and_by_sorting(way, eighths, sides, margin):
+def test_violations_are_counted_exactly(eighths, sides, margin):
     distances = jnp.asarray(eighths / np.float32(8))
     positives, negatives = sides == 1, sides == 2
     violates = eighths[:, None, :] < eighths[:, :, None] + margin  # [row, positive, negative]
     violates &= positives[:, :, None] & negatives[:, None, :]
-    per_positive, per_negative = COUNTS[way](
+    per_positive, per_negative = triplet._violations(
         distances, np.float32(margin / 8), positives, negatives
     )
-    actual = np.asarray(per_positive)[positives], np.asarray(per_negative)[negatives]
-    np.testing.assert_array_equal(actual[0], violates.sum(axis=2)[positives])
-    np.testing.assert_array_equal(actual[1], violates.sum(axis=1)[negatives])
+    np.testing.assert_array_equal(per_positive[positives], violates.sum(axis=2)[positives])
+    np.testing.assert_array_equal(per_negative[negatives], violates.sum(axis=1)[negatives])
 
 
-def test_rows_of_many_positives_are_sorted_and_give_the_same(monkeypatch):
-    matrix, relevance, where = oracles.pair_case(5, 4, 40, 0.0, 2.0)
-    expected = oracles.by_row(oracles.triplet_row, matrix, relevance, where, margin=0.4)
-    called = []
-    for way in COUNTS:
-        monkeypatch.setattr(
-            triplet,
-            f"_violations_by_{way}",
-            lambda *args, way=way, **_: called.append(way) or (COUNTS[way](*args)),
-        )
-    for most, ways in ((40, ["comparing"]), (39, ["comparing", "sorting"]), (1, None)):
-        monkeypatch.setattr(triplet, "_MOST_COMPARED", most)
-        called.clear()
-        rows = aa.triplet_loss(
-            *oracles.as_float32(matrix), relevance, margin=0.4, where=where, reduce_fn=None
-        )
-        np.testing.assert_allclose(rows, expected, rtol=1e-5)
-        assert ways is None or called == ways
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_rows_with_few_and_with_many_positives_agree_with_the_loop(share):
+    rng = np.random.default_rng(3)
+    distances = rng.uniform(0, 2, (6, 700))
+    relevance = rng.random((6, 700)) < share
+    relevance[0] = np.arange(700) > 0
+    rows = oracles.compiled(aa.triplet_loss, reduce_fn=None)(
+        *oracles.as_float32(distances), relevance, margin=0.4
+    )
+    np.testing.assert_allclose(rows, loop_over_positives(distances, relevance, 0.4), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shift", [-3.0, 50.0])
