@@ -1,20 +1,26 @@
 """Settings for the whole suite: implicit rank promotion is an error, as in careful user code.
 
 Nearly all the time of the suite is compilation. Programs are therefore compiled without LLVM's
-optimisation, unless XLA_FLAGS is set (to nothing, say), and shared between tests, workers and the
-processes that tests start, in a folder that lives as long as the session.
+optimisation and in one piece, unless XLA_FLAGS is set (to nothing, say), and shared between tests,
+workers and the processes that tests start, in a folder that lives as long as the session.
 """
 
 import os
 import shutil
 import tempfile
+from importlib import metadata
 
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _OWNS_CACHE = "PYTEST_XDIST_WORKER" not in os.environ
 
 if _OWNS_CACHE:
     os.environ[_CACHE_VARIABLE] = tempfile.mkdtemp(prefix="aadml_jax_tests_")
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+    if metadata.version("jaxlib").startswith("0.10."):
+        # Its newer generator of fused loops takes two thirds of the time; other versions know no
+        # such switch, or stop at it.
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax  # noqa: E402 (reads the variables above)
