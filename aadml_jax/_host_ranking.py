@@ -20,8 +20,8 @@ import numpy as np
 from aadml_jax._arrays import Array
 from aadml_jax._ordering import last_key, order_keys
 
+_MOST_SCANNED_GROUPS = 32  # of tied items in a row; with more, one search in them is faster
 _ENTRIES_AT_ONCE = 2**18  # of a thread: about a megabyte, which stays in its core's cache
-_MOST_TIED_GROUPS = 16  # of a row; with more, ordering the whole row anew is faster
 
 
 class RankingKeys(NamedTuple):
@@ -124,19 +124,49 @@ def _hits(keys: np.ndarray, relevant: np.ndarray) -> Hits:
     tie_ends = np.flatnonzero(next_keys == flat[places] + 1)
     tie_ends = tie_ends[ranks[tie_ends] < num_columns]
     tie_rows = places[tie_ends] // max(1, num_columns)
-    num_ties = np.bincount(tie_rows, minlength=num_rows)
-    for row in np.flatnonzero(num_ties > _MOST_TIED_GROUPS):
-        whole = np.argsort(keys[row], kind="stable")
-        ranks[firsts[row] : firsts[row] + counts[row]] = np.flatnonzero(relevant[row, whole]) + 1
-    is_few = num_ties[tie_rows] <= _MOST_TIED_GROUPS
-    for row, end in zip(tie_rows[is_few], tie_ends[is_few], strict=True):
-        group = np.flatnonzero((keys[row] | 1) == (flat[places[end]] | 1))
-        group = group[np.argsort(keys[row, group], kind="stable")]
-        found = np.flatnonzero(relevant[row, group])
-        before = ranks[end] - len(found)
-        ranks[end - len(found) + 1 : end + 1] = before + 1 + found
+    bounds = np.searchsorted(tie_rows, np.arange(num_rows + 1))
+    for row in np.flatnonzero(np.diff(bounds)):
+        ends_of_groups = tie_ends[bounds[row] : bounds[row + 1]]
+        _order_ties(
+            ranks, ends_of_groups, flat[places[ends_of_groups]] | 1, keys[row], relevant[row]
+        )
     orders = np.arange(1, len(ranks) + 1) - np.repeat(firsts, counts)
     return Hits(ranks, orders, counts, num_items, is_nan)
+
+
+def _order_ties(
+    ranks: np.ndarray, ends: np.ndarray, groups: np.ndarray, keys: np.ndarray, relevant: np.ndarray
+) -> None:
+    """Puts right the ranks of relevant items within a query's groups of equal keys.
+
+    Args:
+      ranks: [H] of all hits, changed in place.
+      ends: the place in `ranks` of each group's last relevant item, rising.
+      groups: the keys of these groups with their lowest bit set, rising.
+      keys: of all items of the query [M].
+      relevant: bool [M].
+    """
+    upper = keys | 1
+    if len(groups) <= _MOST_SCANNED_GROUPS:
+        is_member = upper == groups[0]
+        for key in groups[1:]:
+            is_member |= upper == key
+    else:
+        is_member = upper == groups.take(np.searchsorted(groups, upper), mode="clip")
+    members = np.flatnonzero(is_member)
+    members = members[np.argsort(keys[members], kind="stable")]
+    group = np.searchsorted(groups, upper[members])
+    is_hit = relevant[members]
+    hits_in_group = np.bincount(group[is_hit], minlength=len(groups))
+    size = np.bincount(group, minlength=len(groups))
+    # Relevant items came first, so the group begins as many ranks before its last one as it has.
+    before_group = ranks[ends] - hits_in_group
+    place_in_group = np.arange(1, len(members) + 1) - np.repeat(np.cumsum(size) - size, size)
+    first_hits = np.repeat(ends - hits_in_group + 1, hits_in_group)
+    ordinal = np.arange(hits_in_group.sum()) - np.repeat(
+        np.cumsum(hits_in_group) - hits_in_group, hits_in_group
+    )
+    ranks[first_hits + ordinal] = (before_group[group] + place_in_group)[is_hit]
 
 
 def _sums(hits: Hits, values: np.ndarray) -> np.ndarray:
