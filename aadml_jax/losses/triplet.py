@@ -48,10 +48,10 @@ def _violations(
     )
     # A negative violates the positives that come after it. So those of a positive are the
     # negatives that have fewer positives before them than it has with itself and its equals.
-    rows = jnp.arange(len(distances), dtype=jnp.uint32)[:, None]
-    negatives_at = jnp.zeros(distances.shape, jnp.int32)
-    negatives_at = negatives_at.at[rows, positives_up_to.astype(jnp.uint32)].add(
-        negatives.astype(jnp.int32), mode="drop"
+    # Row by row, so that rows may be sharded on an explicit mesh.
+    count = jax.vmap(lambda zeros, places, ones: zeros.at[places].add(ones, mode="drop"))
+    negatives_at = count(
+        0 * positives_up_to, positives_up_to.astype(jnp.uint32), negatives.astype(jnp.int32)
     )
     before = jnp.maximum(positives_up_to, 1).astype(jnp.uint32) - 1
     per_positive = jnp.take_along_axis(

@@ -308,6 +308,18 @@ def test_rows_may_be_sharded_by_shard_map(loss):
     close(gradient, np.asarray(loss.gradient(matrix, relevance, where)))
 
 
+def test_rows_may_be_sharded_on_an_explicit_mesh(loss):
+    arrays = loss.case(24, 4, 9)
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+    sharded = jax.device_put(arrays, sharding)
+    with jax.set_mesh(mesh):
+        run = jax.jit(jax.value_and_grad(lambda x, r, w: loss(x, r, where=w)))
+        value, gradient = run(*sharded)
+    close(float(value), loss.expected(*arrays).mean())
+    close(np.asarray(gradient), np.asarray(loss.gradient(*arrays)))
+
+
 COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **_: COMPILED.append(event) if "backend_compile" in event else None
