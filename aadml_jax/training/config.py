@@ -88,7 +88,7 @@ class TrainConfig:
     gamma: float | None = _loss_parameter("gamma", "above 0")
     class_proxies: str = _setting(
         "one_hot",
-        "anchors of a loss on class proxies: the one-hot vectors, or learned from there on",
+        "class vectors of --loss=proxy_anchor: fixed one-hot, or learned, starting from one-hot",
         choices=("one_hot", "learned"),
     )
     anchor_aware: bool = _setting(True, "put anchor-aware proxies in the anchors' place")
