@@ -132,3 +132,16 @@ def check_count(value: int, name: str, shape: tuple[int, ...]) -> int:
             f"{name} must be an integer of at least 1; got {value!r} for an array of shape {shape}"
         )
     return value.__index__()
+
+
+def rows_of_share(share: int, axis_name: str | None) -> Array:
+    """Numbers in the whole batch of the rows that this device holds: int32 [share].
+
+    Args:
+      share: how many rows each device holds, in the order of the devices.
+      axis_name: of `jax.shard_map` or `jax.pmap`; None where one program holds all rows.
+    """
+    rows = jnp.arange(share, dtype=jnp.int32)
+    if axis_name is None:
+        return rows
+    return rows + share * jax.lax.axis_index(axis_name).astype(jnp.int32)

@@ -25,7 +25,7 @@ gallery) and `reduce_fn` (default None: one value per query [N]).
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -234,21 +234,39 @@ def _report_metrics(ks: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-@functools.partial(jax.jit, static_argnames=("similarity", "ks", "block_size"))
+class _Clips(NamedTuple):
+    """One side of all clips [N, D], their labels, and which of them count, bool [N]."""
+
+    embeddings: Array
+    labels: Array
+    where: Array
+
+
+@functools.partial(jax.jit, static_argnames=("similarity", "ks", "block_size", "axis_name"))
 def _one_direction_in_xla(
-    queries: Array,
-    gallery: Array,
-    labels: Array,
+    queries: _Clips,
+    gallery: _Clips,
     *,
     similarity: Callable[[Array, Array], Array],
     ks: tuple[int, ...],
     block_size: int,
+    axis_name: str | None = None,
 ) -> dict[str, Any]:
-    def score(block: Array, rows: Array) -> dict[str, Any]:
-        relevance = same_label(labels[rows], labels)
-        return _in_xla(_report_metrics(ks), similarity(block, gallery), relevance, None)
+    if axis_name is not None:
+        gallery = jax.lax.all_gather(gallery, axis_name, tiled=True)
 
-    return jax.tree.map(jnp.mean, in_row_blocks(score, queries, block_size=block_size))
+    def score(block: _Clips, _: Array) -> dict[str, Any]:
+        scores = similarity(block.embeddings, gallery.embeddings)
+        relevance = same_label(block.labels, gallery.labels)
+        in_gallery = jnp.broadcast_to(gallery.where[None, :], relevance.shape)
+        return _in_xla(_report_metrics(ks), scores, relevance, in_gallery)
+
+    values = in_row_blocks(score, queries, block_size=block_size)
+    sums = jax.tree.map(lambda v: jnp.sum(jnp.where(queries.where, v, 0)), values)
+    count = jnp.sum(queries.where)
+    if axis_name is not None:
+        sums, count = jax.lax.psum((sums, count), axis_name)
+    return jax.tree.map(lambda total: total / count, sums)
 
 
 @functools.partial(jax.jit, static_argnames=("similarity", "block_size"))
@@ -338,11 +356,55 @@ def cross_modal_report(
     ks = tuple(_check_cut_off(k, (len(audio), len(audio))) for k in ks)
 
     is_traced = isinstance(jnp.square(audio), jax.core.Tracer)  # as constants are within jit
-    is_on_host = not is_traced and _host_ranking.is_on_host(audio, visual, labels)
-    one_direction = _one_direction_on_host if is_on_host else _one_direction_in_xla
     options = {"similarity": similarity, "ks": ks, "block_size": block_size}
-    audio_to_visual = one_direction(audio, visual, labels, **options)
-    visual_to_audio = one_direction(visual, audio, labels, **options)
+    if not is_traced and _host_ranking.is_on_host(audio, visual, labels):
+        return _both_directions(
+            functools.partial(_one_direction_on_host, labels=labels, **options), audio, visual
+        )
+    everything = jnp.ones(len(audio), bool)
+    sides = (_Clips(side, labels, everything) for side in (audio, visual))
+    return _both_directions(functools.partial(_one_direction_in_xla, **options), *sides)
+
+
+def cross_modal_report_of_shares(
+    audio: Array,
+    visual: Array,
+    labels: Array,
+    where: Array,
+    *,
+    axis_name: str,
+    ks: Sequence[int] = (1, 5, 10),
+    block_size: int = 1024,
+) -> dict[str, dict[str, Any]]:
+    """`cross_modal_report` by cosine similarity, of clips that are split over devices.
+
+    The galleries are gathered; each device ranks them for its own queries and gets the whole
+    report.
+
+    Args:
+      audio: the device's share of the audio embeddings [S, D].
+      visual: its share of the visual embeddings [S, D] of the same clips.
+      labels: its share of the class numbers [S] or multi-hot labels [S, C].
+      where: bool [S], False for what only fills up the share; at least one clip must count.
+      axis_name: of `jax.shard_map` or `jax.pmap`.
+      ks: cut-offs of precision@k and recall@k, each at most the number of clips that count.
+      block_size: queries scored at a time.
+    """
+    sides = (_Clips(side, as_labels(labels), where) for side in (audio, visual))
+    one_direction = functools.partial(
+        _one_direction_in_xla,
+        similarity=cosine_similarity,
+        ks=tuple(ks),
+        block_size=block_size,
+        axis_name=axis_name,
+    )
+    return _both_directions(one_direction, *sides)
+
+
+def _both_directions(
+    one_direction: Callable[..., dict[str, Any]], audio: Any, visual: Any
+) -> dict[str, dict[str, Any]]:
+    audio_to_visual, visual_to_audio = one_direction(audio, visual), one_direction(visual, audio)
     return {
         "audio_to_visual": audio_to_visual,
         "visual_to_audio": visual_to_audio,

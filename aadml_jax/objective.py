@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from aadml_jax import losses, similarity
-from aadml_jax._arrays import Array, as_labels, as_same_float
+from aadml_jax._arrays import Array, as_labels, as_same_float, rows_of_share
 from aadml_jax.anchor_aware import anchor_aware_proxies
 
 
@@ -181,8 +181,14 @@ def aadml_objective(
     *,
     class_proxies: Array | None = None,
     options: ObjectiveOptions | None = None,
+    axis_name: str | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The AADML objective of a batch of label-space outputs.
+
+    Split over devices, each gives its equal share of the batch, in order, and the axis: outputs and
+    labels are gathered, so that graph, proxies and losses see the whole batch, and each device
+    computes the rows of its own anchors. The result is that of the whole batch on every device. So
+    is the gradient, once it is averaged over the axis by `jax.lax.pmean`.
 
     Args:
       audio: the audio tower's outputs P [B, C].
@@ -191,6 +197,7 @@ def aadml_objective(
       class_proxies: [C, C], one row per class, for losses on class proxies; None stands for the
         one-hot vectors, which are the classes' own places in label space.
       options: what the objective is made of; None is `ObjectiveOptions()`.
+      axis_name: of `jax.shard_map` or `jax.pmap`, where each device holds its share of the batch.
 
     Returns:
       The scalar, and its parts as scalars: `loss` (the scalar again), `label_loss` and
@@ -227,15 +234,24 @@ def aadml_objective(
     label_loss = LABEL_LOSSES[options.label_loss]
     label_terms = {"audio": label_loss(audio, targets), "visual": label_loss(visual, targets)}
 
-    def aware(embeddings: Array) -> Array:
+    own = {"audio": audio, "visual": visual}
+    rows = rows_of_share(audio.shape[0], axis_name)
+    if axis_name is None:
+        whole, all_labels, all_targets = own, labels, targets
+    else:
+        gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, tiled=True)
+        whole, all_labels, all_targets = jax.tree.map(gather, (own, labels, targets))
+
+    def aware(modality: str) -> Array:
         if not options.anchor_aware:
-            return embeddings
+            return own[modality]
         return anchor_aware_proxies(
-            embeddings,
-            labels,
+            whole[modality],
+            all_labels,
             num_neighbors=options.num_neighbors,
             attention=options.attention,
             same_class=options.same_class,
+            rows=None if axis_name is None else rows,
         )
 
     chosen = METRIC_LOSSES[options.loss]
@@ -243,22 +259,23 @@ def aadml_objective(
         similarity.cosine_similarity if chosen.on_similarities else DISTANCES[options.distance]
     )
     metric_loss = functools.partial(chosen.function, **options.loss_parameters())
-    modalities = {"audio": audio, "visual": visual}
     metric_terms = {}
     if chosen.on_class_proxies:
         one_hot = jnp.eye(num_classes, dtype=audio.dtype)
         proxies = one_hot if class_proxies is None else class_proxies
-        relevance = targets.T > 0
-        for target, samples in modalities.items():
+        for target in own:
+            samples = aware(target)
+            if axis_name is not None:
+                samples = gather(samples)
             metric_terms[f"classes_to_{target}"] = metric_loss(
-                compare(proxies, aware(samples)), relevance
+                compare(proxies, samples), all_targets.T > 0
             )
     else:
-        relevance = similarity.same_label(labels, labels)
-        others = ~jnp.eye(audio.shape[0], dtype=bool)
-        for source, embeddings in modalities.items():
-            proxies = aware(embeddings)
-            for target, references in modalities.items():
+        relevance = similarity.same_label(labels, all_labels)
+        others = rows[:, None] != jnp.arange(len(all_labels), dtype=jnp.int32)[None, :]
+        for source in own:
+            proxies = aware(source)
+            for target, references in whole.items():
                 if source == target and not options.intra_modal:
                     continue
                 metric_terms[f"{source}_to_{target}"] = metric_loss(
@@ -267,6 +284,9 @@ def aadml_objective(
                     where=others if source == target else None,
                 )
 
+    if axis_name is not None:
+        # All shares are of one size, so the mean of their means is the mean over the batch.
+        label_terms, metric_terms = jax.lax.pmean((label_terms, metric_terms), axis_name)
     label_sum = sum(label_terms.values())
     metric_sum = sum(metric_terms.values())
     total = options.label_weight * label_sum + options.metric_weight * metric_sum
