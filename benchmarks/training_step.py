@@ -6,8 +6,8 @@ Measures, in turn and in one process, at the default configuration (batch 400, V
 towers of 3 × 1,024 units): the compiled training step of several losses, the same steps in PyTorch
 with plain vectorised code and with pytorch-metric-learning (PML), and a large float32 matrix
 product in both libraries. The faster of the two products is the peak of what the machine can do, of
-which the towers' matrix products reach a share. A second table does the same with epochs of 22,482
-rows, shuffling included.
+which the towers' matrix products reach a share. The last row is a call of no steps: all that the
+host does for a call, and the shuffling. A second table does the same with epochs of 22,482 rows.
 
 Both sides take the same data in the same order. Before a peer is timed, its objective at our
 initial parameters, with dropout off, must equal ours.
@@ -56,6 +56,7 @@ _AUDIO_DIM, _VISUAL_DIM, _CLASSES = 128, 1024, 10
 _PEAK_SIZE = 2048
 _TOLERANCE = 1e-4
 _PRODUCTS = ("matrix product", "PyTorch: matrix product")
+_NO_STEPS = "aadml_jax: a call of no steps"
 
 # The losses' parameters are fixed here: the peers' are, and defaults may move.
 _TRIPLET = TrainConfig(loss="triplet", margin=1.0)
@@ -288,7 +289,7 @@ def _print_steps(
         flops = dense_flops(TrainConfig(), batch_size)
         is_product = result.subject.name in _PRODUCTS
         rate = samples = share = "–"
-        if not result.reason:
+        if not result.reason and result.subject.name != _NO_STEPS:
             speed = (2.0 * _PEAK_SIZE**3 if is_product else flops) / result.wall
             rate, share = f"{speed / 1e9:.1f}", f"{speed / peak:.0%}"
             samples = "–" if is_product else f"{batch_size / result.wall:,.0f}"
@@ -307,6 +308,9 @@ def main() -> None:
         if peers:
             subjects.append(side_by_side.Subject(_PRODUCTS[1], make_peer_product))
         subjects += subjects_of_steps(peers, batch_size, _STEPS, _STEPS * batch_size, differences)
+        data = make_data(_EPOCH_ROWS.value)
+        no_steps = functools.partial(make_steps, next(iter(_OURS.values())), data, batch_size, 0)
+        subjects.append(side_by_side.Subject(_NO_STEPS, no_steps, compiles=True))
         results = side_by_side.measure(subjects)
         print()
         for name, off in differences.items():

@@ -1,9 +1,11 @@
 """What the binaries share: flags from a dataclass, exit statuses, JAX's settings."""
 
 import dataclasses
+import errno
 import os
 import pathlib
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -14,6 +16,9 @@ from absl import app, flags, logging
 from aadml_jax.errors import UserError
 
 USER_MISTAKE = 2
+_SECONDS_TO_JOIN = 120
+# After so long a process counts as dead, and the others end.
+_SECONDS_WITHOUT_A_SIGN = 30
 
 
 def define_flags(config_class: type) -> None:
@@ -87,6 +92,21 @@ def run(main: Callable[[], int | None]) -> None:
             _fail(str(error), USER_MISTAKE)
         except KeyboardInterrupt:
             _fail("interrupted; what was saved before stays", 1)
+        except Exception as error:
+            if reason := _write_failure(error):
+                _fail(
+                    f"a file of the run cannot be written ({reason}); make room and run the same "
+                    "command again: it goes on from the last checkpoint",
+                    1,
+                )
+            if not _is_one_of_several():
+                raise
+            traceback.print_exc()
+            _fail(
+                f"process {_process_id()} of this run stops ({_first_line(error)}); the others "
+                "stop with it. Start all of them again, and the run resumes",
+                1,
+            )
 
     # The tables hold arrows: an output that cannot show one must not end a run.
     sys.stdout.reconfigure(errors="replace")
@@ -94,8 +114,64 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _fail(message: str, status: int) -> typing.NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if _is_one_of_several():
+        # An orderly exit would wait for processes that wait for this one.
+        sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)
+
+
+def _write_failure(error: BaseException | None) -> str | None:
+    """What the operating system says if a full or failing disk is the cause of an error."""
+    while error is not None:
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            # Writers in C++ pass on the text only.
+            if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
+                return os.strerror(code)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _process_id() -> int:
+    return sys.modules["jax"].process_index()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+def join_processes(config: Any) -> None:
+    """Joins the other processes of a run; to be called before JAX starts.
+
+    Args:
+      config: with `coordinator_address`, `num_processes`, `process_id` and `distributed`.
+
+    Raises:
+      UserError: if the others cannot be found or reached.
+    """
+    if config.coordinator_address is None and not config.distributed:
+        return
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            config.coordinator_address,
+            config.num_processes,
+            config.process_id,
+            initialization_timeout=_SECONDS_TO_JOIN,
+            heartbeat_timeout_seconds=_SECONDS_WITHOUT_A_SIGN,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the other processes cannot be joined ({_first_line(error)}); check "
+            "--coordinator_address, --num_processes and --process_id"
+        ) from error
 
 
 def write_output(path: str, text: str) -> None:

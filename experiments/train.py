@@ -7,12 +7,12 @@ resumes a run that was interrupted. `--help` lists the flags.
 import dataclasses
 import sys
 
-import jax
 from absl import flags
 
 from aadml_jax.data import load_dataset
 from aadml_jax.training import config as configuration
 from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
+from aadml_jax.training.parallel import all_devices, is_primary
 from aadml_jax.training.reporting import result_table
 from aadml_jax.training.run_folder import RESULT_FILE, RunFolder
 from experiments import command_line
@@ -27,6 +27,7 @@ def main() -> int:
     configuration.check(config)
     if config.deterministic:
         command_line.set_up_determinism()
+    command_line.join_processes(config)
     command_line.set_up_compilation_cache(config.compilation_cache)
     config = configuration.apply_smoke_preset(config, explicit)
     config = dataclasses.replace(
@@ -38,19 +39,23 @@ def main() -> int:
     )
     dataset = configuration.apply_smoke_subset(config, dataset)
     config = configuration.resolve(config, len(dataset.train))
-    with RunFolder(config.workdir) as folder:
-        print(
-            f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test pairs, "
-            f"{dataset.num_classes} classes; {config.epochs} epochs, batch size "
-            f"{config.batch_size}, on {jax.devices()[0].platform}; run folder {folder.path}",
-            flush=True,
-        )
+    placement = all_devices(config.parallel)
+    placement.check_batch_size(config.batch_size)
+    with RunFolder(config.workdir, is_writer=is_primary()) as folder:
+        if folder.is_writer:
+            print(
+                f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test "
+                f"pairs, {dataset.num_classes} classes; {config.epochs} epochs, batch size "
+                f"{config.batch_size}, on {placement}; run folder {folder.path}",
+                flush=True,
+            )
         try:
-            result = run_training(config, dataset, folder)
+            result = run_training(config, dataset, folder, placement)
         except (Interrupted, TrainingDiverged) as stop:
             print(stop, file=sys.stderr)
             return 1
-        print(f"\n{result_table(result)}\n\nwritten to {folder.path / RESULT_FILE}")
+        if folder.is_writer:
+            print(f"\n{result_table(result)}\n\nwritten to {folder.path / RESULT_FILE}")
     return 0
 
 

@@ -26,6 +26,8 @@ if _OWNS_CACHE:
 import jax  # noqa: E402 (reads the variables above)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# For tests of placement; all others use the first device, and processes that tests start have one.
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 def pytest_unconfigure():

@@ -17,6 +17,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from aadml_jax.errors import UserError
+from aadml_jax.training.parallel import is_primary
 from aadml_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -56,7 +57,7 @@ class Checkpoints:
         self._folder = workdir.absolute() / FOLDER
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(f"{self._folder} is not a folder; remove it or use another --workdir")
-        if not read_only:
+        if not read_only and is_primary():
             # What a killed run left half written. Orbax's own clean-up runs in a thread that
             # outlives a manager that saves nothing.
             for leftover in self._folder.glob("*.orbax-checkpoint-tmp*"):

@@ -18,6 +18,7 @@ from aadml_jax.objective import (
     ObjectiveOptions,
     conflict,
 )
+from aadml_jax.training.parallel import MODES
 
 DEFAULT_BATCH_SIZE = 400
 SMOKE_BATCH_SIZE = 100
@@ -74,7 +75,9 @@ class TrainConfig:
         None, "passes over the training rows; default 400, 60 for synthetic data", resumable=True
     )
     batch_size: int | None = _setting(
-        None, f"rows per step; default {DEFAULT_BATCH_SIZE}, or all training rows if fewer"
+        None,
+        f"rows per step, a multiple of the devices that share them; default {DEFAULT_BATCH_SIZE}, "
+        "or all training rows if fewer",
     )
     seed: int = _setting(
         0, "seed of initialisation, shuffling and dropout; generated data stay the same"
@@ -115,6 +118,11 @@ class TrainConfig:
     )
     hidden_sizes: tuple[int, ...] = _setting((1024, 1024, 1024), "tanh units of each hidden layer")
     dropout: float = _setting(0.1, "dropout rate after each hidden layer")
+    precision: str = _setting(
+        "float32",
+        "of the towers' matrix products; parameters, losses, graph and metrics stay in float32",
+        choices=("float32", "bfloat16"),
+    )
     learning_rate: float = _setting(1e-4, "learning rate of Adam")
     eval_every: int = _setting(
         10, "epochs between evaluations (and checkpoints) on the test rows", resumable=True
@@ -125,6 +133,39 @@ class TrainConfig:
     tensorboard: bool | None = _setting(
         None,
         "write TensorBoard events; default if the extra 'tensorboard' is installed",
+        resumable=True,
+    )
+    parallel: str = _setting(
+        "auto",
+        "how a step is spread over all devices: auto is jit; the numbers do not depend on it",
+        choices=MODES,
+        resumable=True,
+    )
+    steps_per_call: int | None = _setting(
+        None,
+        "most steps of one compiled call; default 64 on CPUs, whose calls then take seconds, and "
+        "an epoch on accelerators. A signal is answered between calls",
+        resumable=True,
+    )
+    coordinator_address: str | None = _setting(
+        None,
+        "host:port of the first of several processes, which all get the same flags but for "
+        "--process_id",
+        resumable=True,
+    )
+    num_processes: int | None = _setting(None, "how many processes take part", resumable=True)
+    process_id: int | None = _setting(
+        None, "number of this process, from 0; that one writes for all", resumable=True
+    )
+    distributed: bool = _setting(
+        False,
+        "find the other processes by oneself: on Cloud TPU, Slurm, Open MPI and where else "
+        "jax.distributed can",
+        resumable=True,
+    )
+    profile: bool = _setting(
+        False,
+        "write a trace of a few steps into profile/ in the run folder, for Perfetto or XProf",
         resumable=True,
     )
     deterministic: bool = _setting(
@@ -192,7 +233,15 @@ def check(config: TrainConfig) -> None:
         if not is_right:
             raise UserError(f"--{name}={getattr(config, name)} must be {what}")
 
-    for name in ("epochs", "batch_size", "num_neighbors", "eval_every", "checkpoint_every"):
+    for name in (
+        "epochs",
+        "batch_size",
+        "num_neighbors",
+        "eval_every",
+        "checkpoint_every",
+        "steps_per_call",
+        "num_processes",
+    ):
         value = getattr(config, name)
         require(name, value is None or value >= 1, "at least 1")
     for name in (*LOSS_PARAMETERS, "label_weight", "metric_weight", "learning_rate"):
@@ -216,6 +265,15 @@ def check(config: TrainConfig) -> None:
             f"--class_proxies={config.class_proxies} needs a loss on class proxies: "
             f"--loss={' or '.join(losses)}"
         )
+    explicit = [config.coordinator_address, config.num_processes, config.process_id]
+    if any(value is not None for value in explicit) and None in explicit:
+        raise UserError(
+            "--coordinator_address, --num_processes and --process_id go together; give all three, "
+            "or --distributed where the cluster tells them"
+        )
+    if config.process_id is not None:
+        what = f"from 0 to {config.num_processes - 1}"
+        require("process_id", 0 <= config.process_id < config.num_processes, what)
     if config.label_weight == config.metric_weight == 0:
         raise UserError("--label_weight=0 and --metric_weight=0 leave nothing to train")
 

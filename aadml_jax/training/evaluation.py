@@ -1,17 +1,19 @@
 """Retrieval quality of towers on a split, and the references to read it against."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from aadml_jax._arrays import Array
 from aadml_jax.data import PairedFeatures
-from aadml_jax.metrics import cross_modal_report
+from aadml_jax.metrics import cross_modal_report, cross_modal_report_of_shares
 from aadml_jax.models import TwoTowers
+from aadml_jax.training.parallel import AXIS, Placement
 
 DIRECTIONS = ("audio_to_visual", "visual_to_audio", "mean")
 _CUT_OFFS = (1, 5, 10)
@@ -26,22 +28,45 @@ def _as_floats(report: Mapping[str, Any]) -> dict[str, Any]:
     return jax.tree.map(float, jax.device_get(dict(report)))
 
 
-def evaluate(model: TwoTowers, params: Any, features: PairedFeatures) -> dict[str, Any]:
+def evaluate(
+    model: TwoTowers, params: Any, features: PairedFeatures, placement: Placement | None = None
+) -> dict[str, Any]:
     """Cross-modal retrieval report of all rows of a split, as Python floats.
 
     Args:
       model: the towers.
       params: their parameters.
       features: the split, standardised as the training rows were.
+      placement: devices to share the queries, each ranking the whole gallery; default one.
 
     Returns:
       What `cross_modal_report` returns, with precision and recall at 1, 5 and 10 (at most the
       number of rows).
     """
+    ks = tuple(k for k in _CUT_OFFS if k <= len(features))
+    if placement is not None and len(placement.devices) > 1:
+        shares = placement.split((features.audio, features.visual, features.labels))
+        is_real = placement.split(np.ones(len(features), bool))
+        params = placement.replicate(params)
+        return _as_floats(_report_of_shares(placement, model, ks)(params, *shares, is_real))
     audio, visual = _embed(model, params, features.audio, features.visual)
-    return _as_floats(
-        cross_modal_report(
-            audio, visual, features.labels, ks=[k for k in _CUT_OFFS if k <= len(features)]
+    return _as_floats(cross_modal_report(audio, visual, features.labels, ks=ks))
+
+
+@functools.cache
+def _report_of_shares(
+    placement: Placement, model: TwoTowers, ks: tuple[int, ...]
+) -> Callable[..., dict[str, Any]]:
+    def report(
+        params: Any, audio: Array, visual: Array, labels: Array, is_real: Array
+    ) -> dict[str, Any]:
+        outputs = model.apply({"params": params}, audio, visual)
+        return cross_modal_report_of_shares(*outputs, labels, is_real, ks=ks, axis_name=AXIS)
+
+    rows = P(AXIS)
+    return jax.jit(
+        jax.shard_map(
+            report, mesh=placement.mesh, in_specs=(P(), rows, rows, rows, rows), out_specs=P()
         )
     )
 

@@ -1,17 +1,16 @@
 """A training run from configuration and data to `result.json`, resumable at any moment."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from aadml_jax.data import (
@@ -24,6 +23,7 @@ from aadml_jax.errors import UserError
 from aadml_jax.training.checkpoints import Checkpoints, Progress
 from aadml_jax.training.config import TrainConfig, config_from_json, resumable_fields
 from aadml_jax.training.evaluation import DIRECTIONS, bayes_reference, chance_map, evaluate
+from aadml_jax.training.parallel import Placement, largest_of_all_processes, one_device
 from aadml_jax.training.reporting import ProgressDisplay, TensorBoard
 from aadml_jax.training.run_folder import (
     CONFIG_FILE,
@@ -36,9 +36,11 @@ from aadml_jax.training.run_folder import (
 from aadml_jax.training.state import TrainState, build_model, build_optimizer, init_state, run_keys
 from aadml_jax.training.step import Batch, make_run_steps, make_train_step
 
-# A signal is answered between compiled calls, so none may last long: about 5 s at batch 400 on two
-# CPU cores. On an accelerator the overhead of a call is far below the time of its steps.
-_STEPS_PER_CALL = 64
+# A signal is answered between compiled calls, so none may last long: 64 steps take about 8 s at
+# batch 400 on two CPU cores. On an accelerator an epoch takes less.
+_STEPS_PER_CALL_ON_CPU = 64
+_PROFILED_STEPS = 5
+PROFILE_FOLDER = "profile"
 
 
 class Interrupted(Exception):
@@ -53,12 +55,17 @@ class TrainingDiverged(Exception):
 class _StopSignal:
     """The first SIGTERM or SIGINT asks to stop; a second one acts at once."""
 
-    name: str | None = None
+    number: int = 0
 
-    @contextmanager
+    def agreed_name(self) -> str | None:
+        """Name of a signal that any process of the run got; all of them must ask together."""
+        number = largest_of_all_processes(self.number)
+        return signal.Signals(number).name if number else None
+
+    @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         def on_signal(number: int, frame: FrameType | None) -> None:
-            self.name = signal.Signals(number).name
+            self.number = number
             signal.signal(number, previous[number])
 
         previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -134,7 +141,10 @@ def identity_standardization(audio_dim: int, visual_dim: int) -> FeatureStandard
 
 
 def run_training(
-    config: TrainConfig, dataset: RetrievalDataset, folder: RunFolder
+    config: TrainConfig,
+    dataset: RetrievalDataset,
+    folder: RunFolder,
+    placement: Placement | None = None,
 ) -> dict[str, Any]:
     """Trains, or resumes, up to `config.epochs`; evaluates; writes result.json.
 
@@ -142,6 +152,7 @@ def run_training(
       config: resolved configuration.
       dataset: the data.
       folder: the run's folder, locked.
+      placement: over devices, which changes no result beyond rounding; default one.
 
     Returns:
       The content of result.json.
@@ -155,7 +166,8 @@ def run_training(
     with Checkpoints(folder.path) as checkpoints:
         if checkpoints.exist():
             check_resumable(read_run_json(folder.path, CONFIG_FILE), config, data)
-        return _Run(config, dataset, data, folder, checkpoints).to_the_end()
+        placement = placement or one_device()
+        return _Run(config, dataset, data, folder, checkpoints, placement).to_the_end()
 
 
 class _Run:
@@ -168,9 +180,11 @@ class _Run:
         data: dict[str, Any],
         folder: RunFolder,
         checkpoints: Checkpoints,
+        placement: Placement,
     ):
         self.config, self.dataset = config, dataset
         self.folder, self.checkpoints = folder, checkpoints
+        self.placement = placement
         if config.standardize:
             standardization = fit_standardization(dataset.train)
         else:
@@ -186,6 +200,7 @@ class _Run:
         restored = checkpoints.restore_latest(self.state)
         if restored is not None:
             self.state, self.progress = restored
+        self.state = placement.put_whole(self.state)
         begun = -(-self.step // self.steps_per_epoch)
         if begun > config.epochs:
             raise UserError(
@@ -197,11 +212,23 @@ class _Run:
             {"config": dataclasses.asdict(config), "data": data, "versions": versions()},
         )
         self.run_steps = make_run_steps(
-            make_train_step(self.model, build_optimizer(config), config.objective_options()),
-            Batch(*(jnp.asarray(getattr(train_rows, name)) for name in Batch._fields)),
+            make_train_step(
+                self.model,
+                build_optimizer(config),
+                config.objective_options(),
+                placement,
+            ),
+            Batch(*(getattr(train_rows, name) for name in Batch._fields)),
             batch_size=config.batch_size,
             keys=run_keys(config.seed),
+            placement=placement,
         )
+        platform = placement.devices[0].platform
+        self.steps_per_call = config.steps_per_call or (
+            _STEPS_PER_CALL_ON_CPU if platform == "cpu" else self.steps_per_epoch
+        )
+        # The first call compiles, so the trace begins after it.
+        self.steps_until_profile = 1 if config.profile else None
         self.started = time.monotonic() - self.progress.seconds
 
     @property
@@ -211,18 +238,20 @@ class _Run:
     def to_the_end(self) -> dict[str, Any]:
         """Runs the remaining epochs and writes the result."""
         restored_step, epoch = self.step, self.progress.epoch
+        writes = self.folder.is_writer
+        display = ProgressDisplay(self.config.epochs, self.progress.epoch, shows=writes)
         if epoch == self.config.epochs:
-            print(f"already trained to epoch {epoch}: nothing to do but to report")
+            display.write(f"already trained to epoch {epoch}: nothing to do but to report")
         elif restored_step:
-            print(
-                f"resuming after {epoch} of {self.config.epochs} epochs (step {restored_step})",
-                flush=True,
+            display.write(
+                f"resuming after {epoch} of {self.config.epochs} epochs (step {restored_step})"
             )
         log = MetricLog(self.folder, last_step=restored_step)
         events = TensorBoard(
-            self.folder.path, enabled=self.config.tensorboard, last_step=restored_step
+            self.folder.path,
+            enabled=self.config.tensorboard if writes else False,
+            last_step=restored_step,
         )
-        display = ProgressDisplay(self.config.epochs, self.progress.epoch)
         stop = _StopSignal()
         report = None
         try:
@@ -242,16 +271,28 @@ class _Run:
     def _train_to_end_of(self, epoch: int, stop: _StopSignal, log: MetricLog) -> None:
         # A finished epoch is evaluated and logged before a signal is answered.
         while (remaining := epoch * self.steps_per_epoch - self.step) > 0:
-            if stop.name is not None:
+            if (name := stop.agreed_name()) is not None:
                 log.sync()
                 self.checkpoints.save(self.state, self._now(epoch - 1, None))
                 self.checkpoints.wait()
                 raise Interrupted(
-                    f"stopped by {stop.name} after {epoch - 1} of {self.config.epochs} epochs "
+                    f"stopped by {name} after {epoch - 1} of {self.config.epochs} epochs "
                     f"(step {self.step}), state saved; the same command resumes"
                 )
-            self.state = self.run_steps(self.state, min(remaining, _STEPS_PER_CALL))
-            jax.block_until_ready(self.state.step)
+            self._run_steps(min(remaining, self.steps_per_call))
+
+    def _run_steps(self, num_steps: int) -> None:
+        with contextlib.ExitStack() as stack:
+            if self.steps_until_profile == 0:
+                num_steps = min(num_steps, _PROFILED_STEPS)
+                folder = self.folder.path / PROFILE_FOLDER
+                stack.enter_context(jax.profiler.trace(folder, create_perfetto_trace=True))
+            elif self.steps_until_profile is not None:
+                num_steps = min(num_steps, self.steps_until_profile)
+            self.state = self.run_steps(self.state, num_steps)
+            jax.block_until_ready(self.state)
+        if self.steps_until_profile is not None:
+            self.steps_until_profile -= num_steps
 
     def _finish_epoch(
         self, epoch: int, log: MetricLog, events: TensorBoard, display: ProgressDisplay
@@ -265,7 +306,7 @@ class _Run:
         is_last = epoch == self.config.epochs
         report = None
         if is_last or epoch % self.config.eval_every == 0:
-            report = evaluate(self.model, self.state.params, self.test_rows)
+            report = evaluate(self.model, self.state.params, self.test_rows, self.placement)
             for direction in DIRECTIONS:
                 values[f"map_{direction}"] = report[direction]["map"]
             self._require_finite("MAP", values["map_mean"], epoch)
@@ -294,7 +335,7 @@ class _Run:
 
     def _result(self, report: dict[str, Any] | None) -> dict[str, Any]:
         if report is None:  # the run was complete before this call
-            report = evaluate(self.model, self.state.params, self.test_rows)
+            report = evaluate(self.model, self.state.params, self.test_rows, self.placement)
         best = self.checkpoints.best()
         return {
             **retrieval_result(report, self.dataset),

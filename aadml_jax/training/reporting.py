@@ -15,15 +15,16 @@ from aadml_jax.training.evaluation import DIRECTIONS
 class ProgressDisplay:
     """A progress bar over epochs on a terminal, plain lines elsewhere."""
 
-    def __init__(self, num_epochs: int, first_epoch: int):
-        """Starts at `first_epoch` of `num_epochs`."""
+    def __init__(self, num_epochs: int, first_epoch: int, *, shows: bool = True):
+        """Starts at `first_epoch` of `num_epochs`; shows nothing unless it `shows`."""
         self._num_epochs = num_epochs
+        self._shows = shows
         self._is_terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=num_epochs,
             initial=first_epoch,
             unit="epoch",
-            disable=not self._is_terminal,
+            disable=not (shows and self._is_terminal),
             dynamic_ncols=True,
         )
 
@@ -44,6 +45,8 @@ class ProgressDisplay:
 
     def write(self, line: str) -> None:
         """Prints a line above the bar."""
+        if not self._shows:
+            return
         if self._is_terminal:
             tqdm.write(line, file=sys.stdout)
         else:

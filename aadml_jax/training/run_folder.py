@@ -20,18 +20,28 @@ _LOCK_FILE = ".lock"
 
 
 class RunFolder:
-    """A run's folder, held by one process at a time; a context manager."""
+    """A run's folder, held by one run at a time; a context manager.
 
-    def __init__(self, path: str | os.PathLike[str]):
+    Attributes:
+      path: of the folder.
+      is_writer: whether this process writes its files.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, is_writer: bool = True):
         """Creates the folder if need be, and locks it.
 
         Args:
           path: of the folder; `~` is expanded.
+          is_writer: False for the further processes of a run, which neither lock nor write.
 
         Raises:
           UserError: if it cannot be created or written to, or another process holds it.
         """
         self.path = pathlib.Path(os.path.expanduser(path)).absolute()
+        self.is_writer = is_writer
+        self._lock = None
+        if not is_writer:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -55,10 +65,16 @@ class RunFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a JSON file as a whole: a reader sees the old content or the new one."""
+        """Writes a JSON file as a whole: a reader sees the old content or the new one.
+
+        Does nothing where this process is not the folder's writer.
+        """
+        if not self.is_writer:
+            return
         temporary = self.path / f".{name}.tmp"
         with open(temporary, "w") as file:
             json.dump(content, file, indent=2, allow_nan=False)
@@ -95,11 +111,15 @@ class MetricLog:
     """`metrics.jsonl`: one JSON object a line, in the order of the steps.
 
     A resumed run goes back to its last checkpoint; the lines written after it are dropped, so that
-    none is lost and none stands twice.
+    none is lost and none stands twice. Where this process is not the folder's writer, nothing is
+    written.
     """
 
     def __init__(self, folder: RunFolder, *, last_step: int):
         """Opens the log for appending after `last_step`; later or torn lines are dropped."""
+        self._file = None
+        if not folder.is_writer:
+            return
         path = folder.path / METRICS_FILE
         temporary = path.with_name(f".{METRICS_FILE}.tmp")
         with open(temporary, "w") as file:
@@ -111,17 +131,20 @@ class MetricLog:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Forces the lines to the disk: to be called before the checkpoint that follows them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _lines_up_to(path: pathlib.Path, last_step: int) -> list[str]:

@@ -58,6 +58,7 @@ def build_model(config: TrainConfig, num_classes: int) -> TwoTowers:
         num_classes=num_classes,
         hidden_sizes=config.hidden_sizes,
         dropout_rate=config.dropout,
+        dtype=jnp.dtype(config.precision),
     )
 
 

@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from aadml_jax._arrays import Array
+from aadml_jax._arrays import Array, rows_of_share
 from aadml_jax.models import TwoTowers
 from aadml_jax.objective import ObjectiveOptions, aadml_objective
+from aadml_jax.training.parallel import Placement, one_device
 from aadml_jax.training.state import RunKeys, TrainState
 
 
@@ -28,16 +30,27 @@ def make_train_step(
     model: TwoTowers,
     optimizer: optax.GradientTransformation,
     options: ObjectiveOptions,
+    placement: Placement | None = None,
 ) -> TrainStep:
     """A pure function `train_step(state, batch, dropout_key)` that returns the next state.
 
-    The dropout masks depend on the key, the state's step and the row's place in the batch.
+    The dropout masks depend on the key, the state's step and the row's place in the global batch.
 
     Args:
       model: the towers.
       optimizer: applied to the objective's gradient.
       options: of the objective.
+      placement: over the devices; default one. Where it has an `axis_name`, the step takes a
+        device's share of the batch, in order, and returns the next state of the whole batch.
     """
+    placement = placement or one_device()
+
+    def objective_of_outputs(
+        outputs: Batch, class_proxies: Array | None, *, axis_name: str | None
+    ) -> tuple[Array, dict[str, Array]]:
+        return aadml_objective(
+            *outputs, class_proxies=class_proxies, options=options, axis_name=axis_name
+        )
 
     def train_step(state: TrainState, batch: Batch, dropout_key: Array) -> TrainState:
         def objective(params: dict) -> tuple[Array, dict[str, Array]]:
@@ -46,17 +59,15 @@ def make_train_step(
                 batch.audio,
                 batch.visual,
                 train=True,
+                rows=rows_of_share(batch.labels.shape[0], placement.axis_name),
                 rngs={"dropout": jax.random.fold_in(dropout_key, state.step)},
             )
-            return aadml_objective(
-                audio,
-                visual,
-                batch.labels,
-                class_proxies=params.get("class_proxies"),
-                options=options,
-            )
+            outputs = Batch(audio, visual, batch.labels)
+            return placement.over_shares(objective_of_outputs, outputs, params.get("class_proxies"))
 
         (_, parts), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+        if placement.axis_name is not None:
+            gradient = jax.lax.pmean(gradient, placement.axis_name)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         return state._replace(
             step=state.step + 1,
@@ -69,7 +80,12 @@ def make_train_step(
 
 
 def make_run_steps(
-    train_step: TrainStep, data: Batch, *, batch_size: int, keys: RunKeys
+    train_step: TrainStep,
+    data: Batch,
+    *,
+    batch_size: int,
+    keys: RunKeys,
+    placement: Placement | None = None,
 ) -> Callable[[TrainState, int], TrainState]:
     """A compiled function `run_steps(state, num_steps)` that stays within one epoch.
 
@@ -78,14 +94,17 @@ def make_run_steps(
     part of it: however an epoch is cut into calls, the same program computes the same bytes.
 
     Args:
-      train_step: from `make_train_step`.
-      data: all training rows, on the device.
-      batch_size: rows per step.
+      train_step: from `make_train_step`, with the same placement.
+      data: all training rows, on the host.
+      batch_size: rows per step, a multiple of the devices.
       keys: of the run.
+      placement: over the devices; default one.
 
     Returns:
       The function; the state passed to it must not be used afterwards (its memory is reused).
     """
+    placement = placement or one_device()
+    placement.check_batch_size(batch_size)
     num_rows = data.labels.shape[0]
     steps_per_epoch = num_rows // batch_size
 
@@ -96,12 +115,13 @@ def make_run_steps(
         def body(_: Array, state: TrainState) -> TrainState:
             first = (state.step % steps_per_epoch) * batch_size
             rows = jax.lax.dynamic_slice_in_dim(order, first, batch_size)
-            return train_step(state, Batch(*(array[rows] for array in data)), keys.dropout)
+            return train_step(state, placement.take(data, rows), keys.dropout)
 
         is_new_epoch = state.step % steps_per_epoch == 0
         sums = jax.tree.map(lambda total: jnp.where(is_new_epoch, 0, total), state.epoch_sums)
         return jax.lax.fori_loop(0, num_steps, body, state._replace(epoch_sums=sums))
 
     # Data and keys are arguments, not constants: the cached program then serves every seed.
-    compiled = jax.jit(run_steps, donate_argnums=2)
-    return lambda state, num_steps: compiled(data, keys, state, jnp.asarray(num_steps, jnp.int32))
+    compiled = placement.compile(run_steps)
+    data, keys = placement.put_rows(data), placement.put_whole(keys)
+    return lambda state, num_steps: compiled(data, keys, state, np.int32(num_steps))

@@ -1,8 +1,10 @@
 """Runs at their real size, and kills at random moments: minutes, hence marked `full`."""
 
 import json
+import os
 import pathlib
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -41,7 +43,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
     train(tmp_path / "undisturbed", *flags)
     length = time.monotonic() - started
     moments = random.Random(0)
-    for _ in range(8):
+    for _ in range(int(os.environ.get("AADML_TEST_KILLS", 8))):
         process = subprocess.Popen(
             command(tmp_path / "killed", *flags), cwd=ROOT, stdout=subprocess.DEVNULL
         )
@@ -51,6 +53,29 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
     train(tmp_path / "killed", *flags)
     assert final_bytes(tmp_path / "killed") == final_bytes(tmp_path / "undisturbed")
     logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("killed", "undisturbed")]
+    assert logs[0] == logs[1]
+
+
+def test_a_disk_that_fills_up_costs_nothing_that_was_saved(tmp_path):
+    # The limit on a file's size stands in for the full disk; the log is the file that grows.
+    flags = ("--smoke", "--epochs=40", "--eval_every=4", "--checkpoint_every=1", "--hidden_sizes=8")
+    flags = (*flags, "--notensorboard", "--compilation_cache=off")
+    train(tmp_path / "undisturbed", *flags)
+    size = (tmp_path / "undisturbed" / "metrics.jsonl").stat().st_size
+    folder = tmp_path / "full"
+    run = subprocess.run(
+        command(folder, *flags),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith("error: a file of the run cannot be written (")
+    train(folder, *flags)
+    assert final_bytes(folder) == final_bytes(tmp_path / "undisturbed")
+    logs = [(run / "metrics.jsonl").read_bytes() for run in (folder, tmp_path / "undisturbed")]
     assert logs[0] == logs[1]
 
 
@@ -77,3 +102,9 @@ def test_digits_beat_linear_cca(tmp_path):
     # CCA with 10 components and ridge 0.1 reaches .622 and .644 on these features.
     assert result["map"]["audio_to_visual"] > 0.7
     assert result["map"]["visual_to_audio"] > 0.7
+
+
+def test_bfloat16_retrieves_as_well_as_float32(tmp_path):
+    runs = (train(tmp_path / name, f"--precision={name}") for name in ("float32", "bfloat16"))
+    maps = [run["map"]["mean"] for run in runs]
+    assert maps[0] == pytest.approx(maps[1], abs=0.005)

@@ -124,6 +124,9 @@ def test_smoke_keeps_a_row_of_each_of_many_classes():
         ("distance", "manhattan"),
         ("label_loss", "hinge"),
         ("epochs", 0),
+        ("precision", "float16"),
+        ("parallel", "gspmd"),
+        ("steps_per_call", 0),
         ("batch_size", 0),
         ("num_neighbors", 0),
         ("eval_every", 0),
@@ -144,6 +147,14 @@ def test_a_bad_value_is_named_with_its_flag(field, value):
     message = str(error.value)
     assert message.startswith(f"--{field}={shown} must be ")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("process_id", [-1, 2])
+def test_processes_are_counted_from_zero(process_id):
+    processes = {"coordinator_address": "localhost:1", "num_processes": 2}
+    with pytest.raises(UserError, match=f"--process_id={process_id} must be from 0 to 1"):
+        configuration.check(TrainConfig(**processes, process_id=process_id))
+    configuration.check(TrainConfig(**processes, process_id=1))
 
 
 def test_nothing_to_train_is_an_error():

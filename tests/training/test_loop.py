@@ -113,7 +113,6 @@ def test_a_signal_saves_the_state_and_the_rerun_ends_with_the_same_bytes(
     undisturbed, tmp_path, monkeypatch, stop_after_steps
 ):
     folder, result, expected = undisturbed
-    monkeypatch.setattr(loop, "_STEPS_PER_CALL", 1)
     make_run_steps = loop.make_run_steps
 
     def signalling(*args, **kwargs):
@@ -131,7 +130,7 @@ def test_a_signal_saves_the_state_and_the_rerun_ends_with_the_same_bytes(
     with monkeypatch.context() as patched:
         patched.setattr(loop, "make_run_steps", signalling)
         with pytest.raises(Interrupted, match=rf"SIGTERM after .* \(step {stop_after_steps}\)"):
-            train(tmp_path)
+            train(tmp_path, steps_per_call=1)
     if stop_after_steps == 8:  # the end of an evaluated epoch: its checkpoint says so
         lines = [json.loads(line) for line in log_of(tmp_path).splitlines()]
         stored = json.loads((tmp_path / "config.json").read_text())
@@ -267,3 +266,30 @@ def test_evaluation_needs_a_checkpoint(undisturbed, tmp_path):
     with pytest.raises(UserError, match=r"holds no latest checkpoint yet"):
         loop.restore_for_evaluation(tmp_path, stored, "latest")
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_profile_is_written_and_changes_nothing(undisturbed, tmp_path):
+    train(tmp_path, profile=True)
+    traces = [path.name for path in (tmp_path / "profile").rglob("*") if path.is_file()]
+    assert any(name.endswith(".xplane.pb") for name in traces)  # for XProf
+    assert "perfetto_trace.json.gz" in traces
+    assert restored_bytes(tmp_path) == undisturbed[2]
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 3, 100])
+def test_steps_per_call_changes_nothing(undisturbed, tmp_path, steps_per_call):
+    train(tmp_path, steps_per_call=steps_per_call)
+    assert restored_bytes(tmp_path) == undisturbed[2]
+
+
+def test_bfloat16_is_for_the_products_only(undisturbed, tmp_path):
+    result = train(tmp_path, precision="bfloat16")
+    leaves = jax.tree.leaves(
+        loop.restore_for_evaluation(
+            tmp_path, json.loads((tmp_path / "config.json").read_text()), "latest"
+        )[1].params
+    )
+    assert {str(leaf.dtype) for leaf in leaves} == {"float32"}
+    expected = undisturbed[1]["map"]
+    assert result["map"] != expected
+    assert result["map"] == pytest.approx(expected, abs=0.1)

@@ -1,0 +1,225 @@
+"""Placement over devices: which device holds which rows, and how a step is compiled for all.
+
+The rows of a data set are split over the devices in order, equally many on each; the state is
+replicated. A step's batch is global: its rows are drawn from all, and each device then computes
+those anchors that are its share of the batch, against the references of the whole batch. So the
+number of devices and the mode change no result beyond rounding.
+
+- `jit`: one program over all devices; XLA's partitioner splits it by the sharding of the arrays.
+- `shard_map`, `pmap`: the program of one device, with explicit collectives over the axis.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from aadml_jax._arrays import Array
+from aadml_jax.errors import UserError
+
+MODES = ("auto", "jit", "pmap", "shard_map")
+AXIS = "rows"
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Devices, and the way a step is spread over them.
+
+    Attributes:
+      devices: at least one, of all processes.
+      mode: `"jit"`, `"pmap"` or `"shard_map"`; `"auto"` stands for jit.
+    """
+
+    devices: tuple[jax.Device, ...]
+    mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an unknown mode or no devices."""
+        if self.mode not in MODES or not self.devices:
+            raise ValueError(
+                f"a mode among {', '.join(MODES)} and at least one device are needed; got "
+                f"{self.mode!r} and {len(self.devices)} devices"
+            )
+
+    def __str__(self) -> str:
+        """Such as "cpu" or "8 × gpu (pmap)"."""
+        platform = self.devices[0].platform
+        if len(self.devices) == 1:
+            return platform
+        return f"{len(self.devices)} × {platform} ({'jit' if self.mode == 'auto' else self.mode})"
+
+    @property
+    def axis_name(self) -> str | None:
+        """Name of the axis that a step reduces over by itself; None where XLA partitions it."""
+        return AXIS if self.mode in ("pmap", "shard_map") else None
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """All devices along one axis."""
+        return jax.sharding.Mesh(np.array(self.devices), (AXIS,))
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Checks that every device gets equally many rows of a batch.
+
+        Raises:
+          UserError: if the devices do not divide the batch size.
+        """
+        count = len(self.devices)
+        if batch_size % count:
+            lower = batch_size // count * count
+            choices = f"{lower} or {lower + count}" if lower else str(count)
+            raise UserError(
+                f"--batch_size={batch_size} must be a multiple of the {count} devices, such as "
+                f"{choices}"
+            )
+
+    def split(self, arrays: Any) -> Any:
+        """Host arrays [N, ...], filled up with zeros and split over the devices in equal shares."""
+        sharding = NamedSharding(self.mesh, P(AXIS))
+        return jax.tree.map(lambda array: _place(self._filled(array), sharding), arrays)
+
+    def put_rows(self, arrays: Any) -> Any:
+        """Host arrays [N, ...] split over the devices, in the form that `compile` takes."""
+        if self.mode == "pmap":
+            own = [device for device in self.devices if device.process_index == jax.process_index()]
+            places = [self.devices.index(device) for device in own]
+            sharding = NamedSharding(jax.sharding.Mesh(np.array(own), (AXIS,)), P(AXIS))
+
+            def stack(array: np.ndarray) -> Array:
+                shares = self._filled(array).reshape(len(self.devices), -1, *array.shape[1:])
+                return jax.device_put(shares[places], sharding)
+
+            return jax.tree.map(stack, arrays)
+        if len(self.devices) == 1:
+            return jax.device_put(arrays, self.devices[0])
+        return self.split(arrays)
+
+    def _filled(self, array: np.ndarray) -> np.ndarray:
+        filling = -len(array) % len(self.devices)
+        return np.pad(array, [(0, filling)] + [(0, 0)] * (array.ndim - 1))
+
+    def replicate(self, tree: Any) -> Any:
+        """A pytree of arrays, whole on every device."""
+        sharding = NamedSharding(self.mesh, P())
+
+        def place(leaf: Any) -> Array:
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(place(jax.random.key_data(leaf)))
+            return _place(np.asarray(leaf), sharding)
+
+        return jax.tree.map(place, tree)
+
+    def put_whole(self, tree: Any) -> Any:
+        """A pytree of arrays, whole on every device, in the form that `compile` takes."""
+        return tree if self.mode == "pmap" or len(self.devices) == 1 else self.replicate(tree)
+
+    def take(self, data: Any, rows: Array) -> Any:
+        """Within the compiled step: the given rows of what `put_rows` made, as this mode has them.
+
+        Args:
+          data: pytree of arrays; for `axis_name` the device's own share of them.
+          rows: int32 [B], global row numbers, B a multiple of the number of devices.
+
+        Returns:
+          Arrays [B, ...], or with `axis_name` the device's share of them [B / devices, ...].
+        """
+        if len(self.devices) == 1:
+            return jax.tree.map(lambda array: array[rows], data)
+        if self.axis_name is None:
+            sharding = NamedSharding(self.mesh, P(AXIS))
+            return jax.tree.map(
+                lambda array: jax.lax.with_sharding_constraint(array[rows], sharding), data
+            )
+
+        def from_owners(share: Array) -> Array:
+            # Each row lies on one device; the others add zeros, so the sum is exact.
+            places = rows - jax.lax.axis_index(AXIS) * len(share)
+            is_own = (places >= 0) & (places < len(share))
+            taken = share[jnp.clip(places, 0, len(share) - 1)]
+            is_own = is_own.reshape(-1, *[1] * (share.ndim - 1))
+            return jax.lax.psum_scatter(jnp.where(is_own, taken, 0), AXIS, tiled=True)
+
+        return jax.tree.map(from_owners, data)
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiles `function(data, keys, state, num_steps)`, which returns the next state.
+
+        The data come from `put_rows`; all else is replicated. The memory of the state may be
+        reused.
+        """
+        if self.mode == "pmap":
+            return jax.pmap(
+                function,
+                axis_name=AXIS,
+                in_axes=(0, None, None, None),
+                out_axes=None,
+                devices=self.devices,
+            )
+        rows, whole = P(AXIS), P()
+        if self.mode == "shard_map":
+            function = jax.shard_map(
+                function, mesh=self.mesh, in_specs=(rows, whole, whole, whole), out_specs=whole
+            )
+        elif len(self.devices) == 1:
+            return jax.jit(function, donate_argnums=2)
+        rows, whole = NamedSharding(self.mesh, rows), NamedSharding(self.mesh, whole)
+        return jax.jit(
+            function,
+            donate_argnums=2,
+            in_shardings=(rows, whole, whole, whole),
+            out_shardings=whole,
+        )
+
+    def over_shares(self, function: Callable[..., Any], shares: Any, whole: Any = None) -> Any:
+        """Within the compiled step: a function of rows whose value is the same on every device.
+
+        XLA's partitioner, left to itself, gathers whole matrices for a search within their rows;
+        under jit the function is therefore mapped over the devices by hand.
+
+        Args:
+          function: `function(shares, whole, axis_name=…)`, with a device's share of the rows.
+          shares: pytree of arrays [B, ...] as `take` gives them.
+          whole: pytree of arrays that every device has.
+        """
+        if self.axis_name is not None or len(self.devices) == 1:
+            return function(shares, whole, axis_name=self.axis_name)
+        return jax.shard_map(
+            functools.partial(function, axis_name=AXIS),
+            mesh=self.mesh,
+            in_specs=(P(AXIS), P()),
+            out_specs=P(),
+        )(shares, whole)
+
+
+def _place(array: np.ndarray, sharding: NamedSharding) -> Array:
+    # Unlike device_put, this asks no other process whether it holds the same.
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that writes and prints for all."""
+    return jax.process_index() == 0
+
+
+def largest_of_all_processes(number: int) -> int:
+    """What all processes then agree on; every one of them must call this."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def one_device() -> Placement:
+    """JAX's default device alone."""
+    return Placement(tuple(jax.devices()[:1]))
+
+
+def all_devices(mode: str) -> Placement:
+    """All devices of all processes."""
+    return Placement(tuple(jax.devices()), mode)

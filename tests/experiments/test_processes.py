@@ -1,0 +1,135 @@
+"""Several processes of one run on this machine, two devices each."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from aadml_jax.training.loop import restore_for_evaluation
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = ("--smoke", "--epochs=6", "--eval_every=3", "--hidden_sizes=16", "--notensorboard")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(folder, *flags, num_processes=2, devices_each=2):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices_each)}
+    join = (f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={num_processes}")
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.train", f"--workdir={folder}", *flags]
+            + ([*join, f"--process_id={number}"] if num_processes > 1 else []),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(num_processes)
+    ]
+
+
+def finish(processes, timeout=240):
+    outputs = [process.communicate(timeout=timeout) for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def train(folder, *flags, **options):
+    statuses, outputs = finish(start(folder, *flags, **options))
+    assert statuses == [0] * len(statuses), outputs
+    return outputs
+
+
+def final_state(folder):
+    stored = json.loads((folder / "config.json").read_text())
+    _, state, _ = restore_for_evaluation(folder, stored, "latest")
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    return folder, train(folder, *SMALL)
+
+
+def assert_same_run(folder, other):
+    lines, others = log_of(folder), log_of(other)
+    assert [line["step"] for line in lines] == [line["step"] for line in others]
+    assert len(lines) == 6
+    for line, wanted in zip(lines, others, strict=True):
+        assert line == pytest.approx(wanted, rel=2e-4, abs=2e-4)
+    results = (json.loads((run / "result.json").read_text())["map"] for run in (folder, other))
+    assert next(results) == pytest.approx(next(results), abs=1e-3)
+
+
+def test_two_processes_train_what_one_trains(two_processes, tmp_path):
+    folder, ((shown, _), (silent, _)) = two_processes
+    train(tmp_path, *SMALL, num_processes=1, devices_each=1)
+    assert_same_run(folder, tmp_path)
+    assert "on 4 × cpu (jit)" in shown and "MAP" in shown
+    assert [line for line in silent.splitlines() if not line.startswith("[Gloo]")] == []
+
+
+def test_a_killed_process_ends_the_others_and_the_rerun_resumes_exactly(two_processes, tmp_path):
+    undisturbed, _ = two_processes
+    processes = start(tmp_path, *SMALL, "--checkpoint_every=1", "--steps_per_call=1")
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "metrics.jsonl").exists() or len(log_of(tmp_path)) < 2:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.02)
+    processes[1].kill()
+    statuses, outputs = finish(processes, timeout=90)
+    assert statuses[0] == 1, outputs
+    assert "Start all of them again, and the run resumes" in outputs[0][1]
+    assert not (tmp_path / "result.json").exists()
+
+    (shown, _), _ = train(tmp_path, *SMALL, "--checkpoint_every=1")
+    assert "resuming after" in shown
+    assert log_of(tmp_path) == log_of(undisturbed)
+    for leaf, wanted in zip(final_state(tmp_path), final_state(undisturbed), strict=True):
+        np.testing.assert_array_equal(leaf, wanted)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mode", ["pmap", "shard_map"])
+def test_every_mode_runs_on_two_processes(two_processes, tmp_path, mode):
+    train(tmp_path, *SMALL, f"--parallel={mode}")
+    assert_same_run(tmp_path, two_processes[0])
+
+
+@pytest.mark.full
+def test_checkpoints_move_between_layouts(two_processes, tmp_path):
+    half = tuple(flag.replace("--epochs=6", "--epochs=3") for flag in SMALL)
+    train(tmp_path, *half, num_processes=1, devices_each=4)
+    train(tmp_path, *SMALL)
+    assert_same_run(tmp_path, two_processes[0])
+    other = tmp_path / "other"
+    train(other, *half)
+    train(other, *SMALL, num_processes=1, devices_each=1)
+    assert_same_run(other, two_processes[0])
+
+
+def test_flags_of_processes_go_together(tmp_path):
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}"]
+    run = subprocess.run(
+        [*command, "--num_processes=2"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1 and "--process_id go together" in run.stderr

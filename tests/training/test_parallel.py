@@ -1,0 +1,226 @@
+"""Any number of devices, in any mode, computes what one device computes."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracles
+import pytest
+
+from aadml_jax.data import FeatureStandardization, PairedFeatures
+from aadml_jax.errors import UserError
+from aadml_jax.models import TwoTowers
+from aadml_jax.objective import METRIC_LOSSES
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.evaluation import evaluate
+from aadml_jax.training.parallel import Placement, one_device
+from aadml_jax.training.state import build_optimizer, init_state, run_keys
+from aadml_jax.training.step import Batch, make_run_steps, make_train_step
+
+MODES = ("jit", "pmap", "shard_map")
+CLASSES, ROWS, BATCH_SIZE = 3, 43, 16
+RNG = np.random.default_rng(0)
+DATA = Batch(
+    RNG.normal(size=(ROWS, 4)),
+    RNG.normal(size=(ROWS, 6)),
+    RNG.integers(0, CLASSES, ROWS, dtype=np.int32),
+)
+KEEP_GRADIENT = optax.GradientTransformation(
+    init=lambda params: jax.tree.map(jnp.zeros_like, params),
+    update=lambda gradient, state, params: (jax.tree.map(jnp.zeros_like, params), gradient),
+)
+
+
+def placement_of(mode, count):
+    return Placement(tuple(jax.devices()[:count]), mode)
+
+
+def trained(config, placement, *, num_steps=1, optimizer=KEEP_GRADIENT, dtype="float64"):
+    """The state after some steps, as NumPy arrays."""
+    with oracles.x64(dtype == "float64"):
+        statistics = FeatureStandardization(np.zeros(4), np.ones(4), np.zeros(6), np.ones(6))
+        state = init_state(config, num_classes=CLASSES, standardization=statistics)
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), state.params)
+        sums = jax.tree.map(lambda leaf: leaf.astype(dtype), state.epoch_sums)
+        state = state._replace(params=params, opt_state=optimizer.init(params), epoch_sums=sums)
+        towers = TwoTowers(CLASSES, config.hidden_sizes, config.dropout, dtype=dtype)
+        run_steps = make_run_steps(
+            make_train_step(towers, optimizer, config.objective_options(), placement),
+            Batch(DATA.audio.astype(dtype), DATA.visual.astype(dtype), DATA.labels),
+            batch_size=BATCH_SIZE,
+            keys=run_keys(config.seed),
+            placement=placement,
+        )
+        for _ in range(num_steps):
+            state = run_steps(state, 1)
+        return jax.tree.map(np.asarray, state)
+
+
+def assert_close(actual, expected, tolerance):
+    for (path, wanted), leaf in zip(
+        jax.tree.leaves_with_path(expected), jax.tree.leaves(actual), strict=True
+    ):
+        assert leaf.dtype == wanted.dtype
+        norm = np.linalg.norm(wanted)
+        assert np.linalg.norm(leaf - wanted) <= tolerance * norm, jax.tree_util.keystr(path)
+
+
+def config_of(loss, **options):
+    return TrainConfig(loss=loss, hidden_sizes=(8, 5), dropout=0.3, seed=3, **options)
+
+
+@functools.cache
+def on_one_device(config, dtype="float64"):
+    return trained(config, one_device(), dtype=dtype)
+
+
+def assert_independent_of_devices(config, mode, count, dtype="float64", tolerance=1e-12):
+    expected = on_one_device(config, dtype)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(expected.opt_state))
+    actual = trained(config, placement_of(mode, count), dtype=dtype)
+    assert_close(actual.epoch_sums, expected.epoch_sums, tolerance)
+    assert_close(actual.opt_state, expected.opt_state, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("loss", "mode", "anchor_aware"),
+    [
+        (loss, mode, number % 4 != 3)
+        for number, (loss, mode) in enumerate(
+            zip(METRIC_LOSSES, itertools.cycle(("shard_map", "jit", "pmap")), strict=False)
+        )
+    ],
+)
+def test_loss_and_gradient_of_every_loss_do_not_depend_on_four_devices(loss, mode, anchor_aware):
+    assert_independent_of_devices(config_of(loss, anchor_aware=anchor_aware), mode, 4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_loss_and_gradient_do_not_depend_on_mode_and_devices(mode, count):
+    assert_independent_of_devices(config_of("triplet"), mode, count)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_float32_stays_within_its_rounding(mode):
+    config = config_of("contrastive", intra_modal=True)
+    assert_independent_of_devices(config, mode, 8, "float32", 1e-5)
+
+
+def test_learned_class_proxies_get_the_same_gradient():
+    config = config_of("proxy_anchor", class_proxies="learned")
+    assert_independent_of_devices(config, "shard_map", 4)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("anchor_aware", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("loss", METRIC_LOSSES)
+def test_no_loss_depends_on_mode_devices_or_proxies(loss, mode, count, anchor_aware):
+    config = config_of(loss, anchor_aware=anchor_aware)
+    assert_independent_of_devices(config, mode, count)
+    assert_independent_of_devices(config, mode, count, "float32", 1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fifty_steps_end_at_the_same_place(mode):
+    config = TrainConfig(hidden_sizes=(8,), dropout=0.3, learning_rate=1e-2)
+    run = functools.partial(trained, config, num_steps=50, optimizer=build_optimizer(config))
+    assert_close(run(placement_of(mode, 8)).params, run(one_device()).params, 1e-9)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_step_draws_the_same_rows(mode):
+    # A stand-in for the training step that writes down which rows it saw.
+    numbers = np.arange(ROWS, dtype=np.int32)
+    placement = placement_of(mode, 4)
+
+    def note(state, batch, _):
+        seen = batch.audio
+        if placement.axis_name is not None:
+            share = jax.lax.axis_index(placement.axis_name) * len(seen)
+            whole = jnp.zeros(BATCH_SIZE, jnp.int32)
+            whole = jax.lax.dynamic_update_slice_in_dim(whole + 0 * seen[0], seen, share, axis=0)
+            seen = jax.lax.psum(whole, placement.axis_name)
+        return state._replace(step=state.step + 1, params=seen)
+
+    config = config_of("triplet")
+    statistics = FeatureStandardization(np.zeros(4), np.ones(4), np.zeros(6), np.ones(6))
+    state = init_state(config, num_classes=CLASSES, standardization=statistics)
+    state = state._replace(params=jnp.zeros(BATCH_SIZE, jnp.int32), epoch_sums={})
+    run = make_run_steps(
+        note,
+        Batch(numbers, numbers, numbers),
+        batch_size=BATCH_SIZE,
+        keys=run_keys(3),
+        placement=placement,
+    )
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(run_keys(3).shuffle, 0), ROWS))
+    for step in range(2):
+        state = run(state, 1)
+        wanted = order[step * BATCH_SIZE :][:BATCH_SIZE]
+        np.testing.assert_array_equal(np.sort(state.params), np.sort(wanted))
+        np.testing.assert_array_equal(state.params, wanted)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_device_computes_its_own_anchors_only(mode):
+    config = TrainConfig(hidden_sizes=(8,), seed=3)
+    statistics = FeatureStandardization(np.zeros(4), np.ones(4), np.zeros(6), np.ones(6))
+    state = init_state(config, num_classes=CLASSES, standardization=statistics)
+    placement = placement_of(mode, 8)
+    step = make_train_step(
+        TwoTowers(CLASSES, config.hidden_sizes),
+        build_optimizer(config),
+        config.objective_options(),
+        placement,
+    )
+    rows = np.arange(48, dtype=np.int32)
+
+    def one_step(data, keys, state, _):
+        return step(state, placement.take(data, jnp.asarray(rows)), keys.dropout)
+
+    data = Batch(
+        RNG.normal(size=(48, 4)).astype(np.float32),
+        RNG.normal(size=(48, 6)).astype(np.float32),
+        RNG.integers(0, CLASSES, 48, dtype=np.int32),
+    )
+    compiled = placement.compile(one_step).lower(
+        placement.put_rows(data), run_keys(0), state, jnp.int32(1)
+    )
+    program = compiled.compile().as_text()
+    assert "[6,48]" in program
+    assert "[48,48]" not in program
+
+
+@pytest.mark.parametrize("rows", [48, 43])
+def test_evaluation_shares_the_queries(rows):
+    rng = np.random.default_rng(5)
+    features = PairedFeatures(
+        rng.normal(size=(rows, 4)), rng.normal(size=(rows, 6)), rng.integers(0, 3, rows)
+    )
+    model = TwoTowers(3, (8,))
+    params = model.init(jax.random.key(0), features.audio, features.visual)["params"]
+    expected = evaluate(model, params, features)
+    actual = evaluate(model, params, features, placement_of("jit", 8))
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    np.testing.assert_allclose(jax.tree.leaves(actual), jax.tree.leaves(expected), atol=1e-6)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    with pytest.raises(UserError, match=r"--batch_size=100 must be a multiple of the 8 devices"):
+        placement_of("jit", 8).check_batch_size(100)
+    placement_of("jit", 8).check_batch_size(96)
+    with pytest.raises(UserError, match="such as 8"):
+        placement_of("jit", 8).check_batch_size(3)
+
+
+def test_a_placement_needs_devices_and_a_known_mode():
+    with pytest.raises(ValueError, match="mode"):
+        Placement(tuple(jax.devices()), "gspmd")
+    with pytest.raises(ValueError, match="at least one device"):
+        Placement(())
