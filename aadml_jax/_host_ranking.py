@@ -4,8 +4,8 @@ XLA's sort of integers on a CPU takes several times as long as NumPy's where tha
 instructions, and a second operand makes it several times slower again. Ranking metrics only ask at
 which ranks the relevant items stand, so one bit of each key, the lowest, can say whether the item
 is relevant. Two scores that differ in nothing but that bit, or not at all, are then out of order if
-one is relevant and the other is not; such neighbours are found after the sort and put right, one
-group at a time.
+one is relevant and the other is not; such neighbours are found after the sort and put right, row by
+row.
 """
 
 import concurrent.futures
