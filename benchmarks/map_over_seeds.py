@@ -20,6 +20,7 @@ from aadml_jax.data import load_dataset
 from aadml_jax.errors import UserError
 from aadml_jax.training import config as configuration
 from aadml_jax.training.evaluation import DIRECTIONS
+from aadml_jax.training.held_data import hold
 from aadml_jax.training.loop import run_training
 from aadml_jax.training.run_folder import RunFolder, versions
 from experiments import command_line
@@ -44,6 +45,7 @@ def main() -> None:
     )
     dataset = configuration.apply_smoke_subset(config, dataset)
     config = configuration.resolve(config, len(dataset.train))
+    data = hold(dataset, standardized=config.standardize)
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
     print(
         f"{dataset.name}: {len(dataset.train)} / {len(dataset.test)} rows, {config.epochs} epochs, "
@@ -60,7 +62,7 @@ def main() -> None:
                     config, workdir=workdir, seed=seed, anchor_aware=anchor_aware
                 )
                 with contextlib.redirect_stdout(io.StringIO()):
-                    result = run_training(one, dataset, folder)
+                    result = run_training(one, data, folder)
             maps.append(result["map"])
             seconds.append(time.monotonic() - started)
         cells = []

@@ -16,6 +16,7 @@ from aadml_jax.errors import UserError
 from aadml_jax.training import config as configuration
 from aadml_jax.training.evaluation import evaluate
 from aadml_jax.training.loop import recorded_data, restore_for_evaluation, retrieval_result
+from aadml_jax.training.parallel import all_devices
 from aadml_jax.training.reporting import result_table
 from aadml_jax.training.run_folder import CONFIG_FILE, read_run_json
 from aadml_jax.training.state import build_model
@@ -72,8 +73,13 @@ def main() -> None:
     config, state, progress = restore_for_evaluation(workdir, stored, _WHICH.value)
 
     model = build_model(config, recorded_data(stored)["num_classes"])
-    report = evaluate(model, state.params, standardize(dataset.test, state.standardization))
-    result = retrieval_result(report, dataset)
+    report = evaluate(
+        model,
+        state.params,
+        standardize(dataset.test, state.standardization),
+        all_devices("auto"),
+    )
+    result = retrieval_result(report, dataset.test.labels, dataset.test_posteriors)
     print(
         f"{_WHICH.value} checkpoint of {workdir}, epoch {progress.epoch}; {len(dataset.test)} test "
         f"pairs of {dataset.source}\n\n{result_table(result)}"

@@ -9,8 +9,9 @@ import sys
 
 from absl import flags
 
-from aadml_jax.data import load_dataset
+from aadml_jax.data import open_dataset
 from aadml_jax.training import config as configuration
+from aadml_jax.training.held_data import hold
 from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
 from aadml_jax.training.parallel import all_devices, is_primary
 from aadml_jax.training.reporting import result_table
@@ -34,13 +35,14 @@ def main() -> int:
         config, workdir=config.workdir or configuration.default_workdir(config)
     )
 
-    dataset = load_dataset(
+    dataset = open_dataset(
         config.dataset, data_dir=config.data_dir, features_file=config.features_file
     )
     dataset = configuration.apply_smoke_subset(config, dataset)
     config = configuration.resolve(config, len(dataset.train))
     placement = all_devices(config.parallel)
     placement.check_batch_size(config.batch_size)
+    data = hold(dataset, placement, standardized=config.standardize)
     with RunFolder(config.workdir, is_writer=is_primary()) as folder:
         if folder.is_writer:
             print(
@@ -50,7 +52,7 @@ def main() -> int:
                 flush=True,
             )
         try:
-            result = run_training(config, dataset, folder, placement)
+            result = run_training(config, data, folder, placement)
         except (Interrupted, TrainingDiverged) as stop:
             print(stop, file=sys.stderr)
             return 1

@@ -1,13 +1,13 @@
 """Audio-visual feature data on the host: checked NumPy arrays from files or from a generator."""
 
-from aadml_jax.data.catalog import DATASETS, DatasetSpec, load_dataset
-from aadml_jax.data.feature_files import load_feature_file
-from aadml_jax.data.paired_features import (
+from aadml_jax.data.catalog import DATASETS, DatasetSpec, load_dataset, open_dataset
+from aadml_jax.data.feature_files import load_feature_file, open_feature_file
+from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
+from aadml_jax.data.retrieval_dataset import RetrievalDataset, class_balanced_rows
+from aadml_jax.data.standardization import (
     FeatureStandardization,
-    PairedFeatures,
-    RetrievalDataset,
-    class_balanced_rows,
     fit_standardization,
+    identity_standardization,
     standardize,
 )
 from aadml_jax.data.synthetic import (
@@ -26,12 +26,16 @@ __all__ = [
     "FeatureStandardization",
     "PairedFeatures",
     "RetrievalDataset",
+    "StoredFeatures",
     "SyntheticSpec",
     "class_balanced_rows",
     "class_posteriors",
     "fit_standardization",
+    "identity_standardization",
     "load_dataset",
     "load_feature_file",
     "make_synthetic",
+    "open_dataset",
+    "open_feature_file",
     "standardize",
 ]

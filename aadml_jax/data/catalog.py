@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from aadml_jax.data.feature_files import load_feature_file
-from aadml_jax.data.paired_features import RetrievalDataset
+from aadml_jax.data.feature_files import open_feature_file
+from aadml_jax.data.retrieval_dataset import RetrievalDataset
 from aadml_jax.data.synthetic import SYNTHETIC, SYNTHETIC_VEGAS, SyntheticSpec, make_synthetic
 from aadml_jax.errors import UserError
 
@@ -111,7 +111,26 @@ def load_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     features_file: str | os.PathLike[str] | None = None,
 ) -> RetrievalDataset:
-    """Loads a data set by name.
+    """Loads a data set by name: `open_dataset`, and all rows taken.
+
+    Args:
+      name: See `open_dataset`.
+      data_dir: See `open_dataset`.
+      features_file: See `open_dataset`.
+
+    Raises:
+      UserError: Whatever `open_dataset` or the taking of rows raises.
+    """
+    return open_dataset(name, data_dir=data_dir, features_file=features_file).loaded()
+
+
+def open_dataset(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    features_file: str | os.PathLike[str] | None = None,
+) -> RetrievalDataset:
+    """Opens a data set by name: features from a file are read when rows are taken.
 
     Args:
       name: A key of `DATASETS`.
@@ -119,11 +138,11 @@ def load_dataset(
       features_file: Feature file, for "features" only; `~` is expanded.
 
     Returns:
-      The data set; its `source` tells which file was read.
+      The data set; its `source` tells which file it is in.
 
     Raises:
       UserError: The name is unknown, a path is missing or not used by this data set, or the file
-        is not as it should be (see `load_feature_file`).
+        is not as it should be (see `open_feature_file`).
     """
     if name not in DATASETS:
         close = difflib.get_close_matches(name.lower(), DATASETS, n=1)
@@ -142,9 +161,9 @@ def load_dataset(
     if reads_file:
         if features_file is None:
             raise UserError(f"data set {name} needs a file; set --features_file=FILE.h5")
-        return load_feature_file(features_file)
+        return open_feature_file(features_file)
     path = _find_published_file(name, spec, data_dir)
-    return load_feature_file(path, num_classes=spec.num_classes, name=name)
+    return open_feature_file(path, num_classes=spec.num_classes, name=name)
 
 
 def _find_published_file(

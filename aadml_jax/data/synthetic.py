@@ -25,7 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aadml_jax.data.paired_features import PairedFeatures, RetrievalDataset
+from aadml_jax.data.paired_features import PairedFeatures
+from aadml_jax.data.retrieval_dataset import RetrievalDataset
 
 # Rows that are generated or scored together: the block of 1,024 columns stays in the cache.
 _BLOCK_ROWS = 256

@@ -37,20 +37,43 @@ def evaluate(
       model: the towers.
       params: their parameters.
       features: the split, standardised as the training rows were.
-      placement: devices to share the queries, each ranking the whole gallery; default one.
+      placement: see `make_evaluate`; of one process.
 
     Returns:
       What `cross_modal_report` returns, with precision and recall at 1, 5 and 10 (at most the
       number of rows).
     """
-    ks = tuple(k for k in _CUT_OFFS if k <= len(features))
+    batch = (features.audio, features.visual, features.labels)
+    return make_evaluate(model, batch, len(features), placement)(params)
+
+
+def make_evaluate(
+    model: TwoTowers,
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+    num_rows: int,
+    placement: Placement | None = None,
+) -> Callable[[Any], dict[str, Any]]:
+    """A function of the parameters that gives the report of `evaluate`, its rows placed once.
+
+    Args:
+      model: the towers.
+      rows: audio, visual and labels of this process's rows of the split, on the host.
+      num_rows: rows of the split in all processes.
+      placement: devices to share the queries, each ranking the whole gallery; default one.
+    """
+    ks = tuple(k for k in _CUT_OFFS if k <= num_rows)
     if placement is not None and len(placement.devices) > 1:
-        shares = placement.split((features.audio, features.visual, features.labels))
-        is_real = placement.split(np.ones(len(features), bool))
-        params = placement.replicate(params)
-        return _as_floats(_report_of_shares(placement, model, ks)(params, *shares, is_real))
-    audio, visual = _embed(model, params, features.audio, features.visual)
-    return _as_floats(cross_modal_report(audio, visual, features.labels, ks=ks))
+        shares = placement.split((*rows, np.ones(len(rows[2]), bool)), num_rows)
+        report_of_shares = _report_of_shares(placement, model, ks)
+        return lambda params: _as_floats(report_of_shares(placement.replicate(params), *shares))
+
+    audio, visual = jax.device_put(rows[:2])
+
+    def report(params: Any) -> dict[str, Any]:
+        outputs = _embed(model, params, audio, visual)
+        return _as_floats(cross_modal_report(*outputs, rows[2], ks=ks))
+
+    return report
 
 
 @functools.cache

@@ -13,16 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from aadml_jax.data import (
-    FeatureStandardization,
-    RetrievalDataset,
-    fit_standardization,
-    standardize,
-)
+from aadml_jax.data import identity_standardization
 from aadml_jax.errors import UserError
 from aadml_jax.training.checkpoints import Checkpoints, Progress
 from aadml_jax.training.config import TrainConfig, config_from_json, resumable_fields
-from aadml_jax.training.evaluation import DIRECTIONS, bayes_reference, chance_map, evaluate
+from aadml_jax.training.evaluation import DIRECTIONS, bayes_reference, chance_map, make_evaluate
+from aadml_jax.training.held_data import HeldData
 from aadml_jax.training.parallel import Placement, largest_of_all_processes, one_device
 from aadml_jax.training.reporting import ProgressDisplay, TensorBoard
 from aadml_jax.training.run_folder import (
@@ -34,7 +30,7 @@ from aadml_jax.training.run_folder import (
     versions,
 )
 from aadml_jax.training.state import TrainState, build_model, build_optimizer, init_state, run_keys
-from aadml_jax.training.step import Batch, make_run_steps, make_train_step
+from aadml_jax.training.step import make_run_steps, make_train_step
 
 # A signal is answered between compiled calls, so none may last long: 64 steps take about 8 s at
 # batch 400 on two CPU cores. On an accelerator an epoch takes less.
@@ -119,30 +115,9 @@ def recorded_data(stored: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def describe_data(dataset: RetrievalDataset) -> dict[str, Any]:
-    """What config.json records of the data."""
-    return {
-        "name": dataset.name,
-        "source": dataset.source,
-        "fingerprint": dataset.fingerprint(),
-        "train_rows": len(dataset.train),
-        "test_rows": len(dataset.test),
-        "num_classes": dataset.num_classes,
-        "audio_dim": dataset.audio_dim,
-        "visual_dim": dataset.visual_dim,
-    }
-
-
-def identity_standardization(audio_dim: int, visual_dim: int) -> FeatureStandardization:
-    """Statistics that leave features as they are."""
-    means = (np.zeros(dim, np.float32) for dim in (audio_dim, visual_dim))
-    (audio, visual) = ((mean, mean + 1) for mean in means)
-    return FeatureStandardization(*audio, *visual)
-
-
 def run_training(
     config: TrainConfig,
-    dataset: RetrievalDataset,
+    data: HeldData,
     folder: RunFolder,
     placement: Placement | None = None,
 ) -> dict[str, Any]:
@@ -150,7 +125,7 @@ def run_training(
 
     Args:
       config: resolved configuration.
-      dataset: the data.
+      data: from `hold`, with the same placement.
       folder: the run's folder, locked.
       placement: over devices, which changes no result beyond rounding; default one.
 
@@ -162,12 +137,11 @@ def run_training(
       Interrupted: after SIGTERM or SIGINT, with the state saved.
       TrainingDiverged: if the objective stops being finite; earlier checkpoints stay.
     """
-    data = describe_data(dataset)
     with Checkpoints(folder.path) as checkpoints:
         if checkpoints.exist():
-            check_resumable(read_run_json(folder.path, CONFIG_FILE), config, data)
+            check_resumable(read_run_json(folder.path, CONFIG_FILE), config, data.description)
         placement = placement or one_device()
-        return _Run(config, dataset, data, folder, checkpoints, placement).to_the_end()
+        return _Run(config, data, folder, checkpoints, placement).to_the_end()
 
 
 class _Run:
@@ -176,25 +150,18 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        dataset: RetrievalDataset,
-        data: dict[str, Any],
+        data: HeldData,
         folder: RunFolder,
         checkpoints: Checkpoints,
         placement: Placement,
     ):
-        self.config, self.dataset = config, dataset
+        self.config, self.data = config, data
         self.folder, self.checkpoints = folder, checkpoints
         self.placement = placement
-        if config.standardize:
-            standardization = fit_standardization(dataset.train)
-        else:
-            standardization = identity_standardization(dataset.audio_dim, dataset.visual_dim)
-        train_rows = standardize(dataset.train, standardization)
-        self.test_rows = standardize(dataset.test, standardization)
-        self.steps_per_epoch = len(train_rows) // config.batch_size
-        self.model = build_model(config, dataset.num_classes)
+        self.steps_per_epoch = data.num_train // config.batch_size
+        self.model = build_model(config, data.num_classes)
         self.state = init_state(
-            config, num_classes=dataset.num_classes, standardization=standardization
+            config, num_classes=data.num_classes, standardization=data.standardization
         )
         self.progress = Progress(epoch=0, seconds=0.0, mean_map=None)
         restored = checkpoints.restore_latest(self.state)
@@ -209,7 +176,11 @@ class _Run:
             )
         self.folder.write_json(
             CONFIG_FILE,
-            {"config": dataclasses.asdict(config), "data": data, "versions": versions()},
+            {
+                "config": dataclasses.asdict(config),
+                "data": data.description,
+                "versions": versions(),
+            },
         )
         self.run_steps = make_run_steps(
             make_train_step(
@@ -218,11 +189,13 @@ class _Run:
                 config.objective_options(),
                 placement,
             ),
-            Batch(*(getattr(train_rows, name) for name in Batch._fields)),
+            data.train,
+            data.num_train,
             batch_size=config.batch_size,
             keys=run_keys(config.seed),
             placement=placement,
         )
+        self.evaluate = make_evaluate(self.model, data.test, len(data.test_labels), placement)
         platform = placement.devices[0].platform
         self.steps_per_call = config.steps_per_call or (
             _STEPS_PER_CALL_ON_CPU if platform == "cpu" else self.steps_per_epoch
@@ -306,7 +279,7 @@ class _Run:
         is_last = epoch == self.config.epochs
         report = None
         if is_last or epoch % self.config.eval_every == 0:
-            report = evaluate(self.model, self.state.params, self.test_rows, self.placement)
+            report = self.evaluate(self.state.params)
             for direction in DIRECTIONS:
                 values[f"map_{direction}"] = report[direction]["map"]
             self._require_finite("MAP", values["map_mean"], epoch)
@@ -335,10 +308,10 @@ class _Run:
 
     def _result(self, report: dict[str, Any] | None) -> dict[str, Any]:
         if report is None:  # the run was complete before this call
-            report = evaluate(self.model, self.state.params, self.test_rows, self.placement)
+            report = self.evaluate(self.state.params)
         best = self.checkpoints.best()
         return {
-            **retrieval_result(report, self.dataset),
+            **retrieval_result(report, self.data.test_labels, self.data.test_posteriors),
             "best": None
             if best is None
             else {
@@ -352,17 +325,21 @@ class _Run:
         }
 
 
-def retrieval_result(report: dict[str, Any], dataset: RetrievalDataset) -> dict[str, Any]:
+def retrieval_result(
+    report: dict[str, Any],
+    test_labels: np.ndarray,
+    test_posteriors: tuple[np.ndarray, np.ndarray] | None,
+) -> dict[str, Any]:
     """The part of a result that says how good the retrieval is, and what to compare it with."""
     reference = None
-    if dataset.test_posteriors is not None:
-        reference = bayes_reference(*dataset.test_posteriors, dataset.test.labels)
+    if test_posteriors is not None:
+        reference = bayes_reference(*test_posteriors, test_labels)
     return {
         "map": {direction: report[direction]["map"] for direction in DIRECTIONS},
         "prefix_map": {direction: report[direction]["prefix_map"] for direction in DIRECTIONS},
         "precision_at_k": report["mean"]["precision_at_k"],
         "recall_at_k": report["mean"]["recall_at_k"],
-        "chance": chance_map(dataset.test.labels),
+        "chance": chance_map(test_labels),
         "bayes_reference": None if reference is None else reference["mean"]["map"],
         "bayes_reference_map": None
         if reference is None

@@ -33,7 +33,7 @@ class Placement:
     """Devices, and the way a step is spread over them.
 
     Attributes:
-      devices: at least one, of all processes.
+      devices: at least one of each process; those of one process follow upon each other.
       mode: `"jit"`, `"pmap"` or `"shard_map"`; `"auto"` stands for jit.
     """
 
@@ -80,29 +80,63 @@ class Placement:
                 f"{choices}"
             )
 
-    def split(self, arrays: Any) -> Any:
-        """Host arrays [N, ...], filled up with zeros and split over the devices in equal shares."""
-        sharding = NamedSharding(self.mesh, P(AXIS))
-        return jax.tree.map(lambda array: _place(self._filled(array), sharding), arrays)
+    def own_rows(self, num_rows: int) -> slice:
+        """Which of N rows, split over the devices in order, this process holds.
 
-    def put_rows(self, arrays: Any) -> Any:
-        """Host arrays [N, ...] split over the devices, in the form that `compile` takes."""
+        Args:
+          num_rows: N.
+
+        Returns:
+          A slice of 0 … N; empty where the rows end before this process's devices.
+        """
+        share = -(-num_rows // len(self.devices))
+        own = self._own_places()
+        return slice(min(own.start * share, num_rows), min(own.stop * share, num_rows))
+
+    def split(self, arrays: Any, num_rows: int) -> Any:
+        """Rows split over the devices in equal shares, the last ones filled up with zeros.
+
+        Args:
+          arrays: this process's rows, those of `own_rows`, as host arrays [own, ...].
+          num_rows: N of all processes.
+        """
+        sharding = NamedSharding(self.mesh, P(AXIS))
+        share = -(-num_rows // len(self.devices))
+
+        def place(array: np.ndarray) -> Array:
+            whole = (share * len(self.devices), *array.shape[1:])
+            filled = self._filled(array, share)
+            return jax.make_array_from_process_local_data(sharding, filled, whole)
+
+        return jax.tree.map(place, arrays)
+
+    def put_rows(self, arrays: Any, num_rows: int) -> Any:
+        """What `split` makes, in the form that `compile` takes."""
         if self.mode == "pmap":
-            own = [device for device in self.devices if device.process_index == jax.process_index()]
-            places = [self.devices.index(device) for device in own]
+            own = self.devices[self._own_places()]
             sharding = NamedSharding(jax.sharding.Mesh(np.array(own), (AXIS,)), P(AXIS))
+            share = -(-num_rows // len(self.devices))
 
             def stack(array: np.ndarray) -> Array:
-                shares = self._filled(array).reshape(len(self.devices), -1, *array.shape[1:])
-                return jax.device_put(shares[places], sharding)
+                shares = self._filled(array, share).reshape(len(own), share, *array.shape[1:])
+                return jax.device_put(shares, sharding)
 
             return jax.tree.map(stack, arrays)
         if len(self.devices) == 1:
             return jax.device_put(arrays, self.devices[0])
-        return self.split(arrays)
+        return self.split(arrays, num_rows)
 
-    def _filled(self, array: np.ndarray) -> np.ndarray:
-        filling = -len(array) % len(self.devices)
+    def _own_places(self) -> slice:
+        """Places of this process's devices, which follow upon each other."""
+        here = jax.process_index()
+        places = [
+            place for place, device in enumerate(self.devices) if device.process_index == here
+        ]
+        return slice(places[0], places[-1] + 1)
+
+    def _filled(self, array: np.ndarray, share: int) -> np.ndarray:
+        own = self._own_places()
+        filling = (own.stop - own.start) * share - len(array)
         return np.pad(array, [(0, filling)] + [(0, 0)] * (array.ndim - 1))
 
     def replicate(self, tree: Any) -> Any:
@@ -210,9 +244,29 @@ def is_primary() -> bool:
 
 def largest_of_all_processes(number: int) -> int:
     """What all processes then agree on; every one of them must call this."""
+    return int(from_all_processes(np.int32(number)).max())
+
+
+def from_all_processes(array: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, of the same shape and dtype in each, stacked in their order.
+
+    Every process must call this.
+    """
+    array = np.asarray(array)
     if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.process_allgather(np.int32(number)).max())
+        return array[None]
+    # As bytes, since JAX would round float64.
+    content = np.frombuffer(array.tobytes(), np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(content))
+    return gathered.reshape(-1).view(array.dtype).reshape(-1, *array.shape)
+
+
+def rows_from_all_processes(rows: np.ndarray) -> np.ndarray:
+    """The rows of all processes, [own, ...] in each, one after the other; every one must call."""
+    counts = from_all_processes(np.int64(len(rows)))
+    filled = np.pad(rows, [(0, counts.max() - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+    gathered = from_all_processes(filled)
+    return np.concatenate([part[:count] for part, count in zip(gathered, counts, strict=True)])
 
 
 def one_device() -> Placement:
@@ -221,5 +275,6 @@ def one_device() -> Placement:
 
 
 def all_devices(mode: str) -> Placement:
-    """All devices of all processes."""
-    return Placement(tuple(jax.devices()), mode)
+    """All devices of all processes, process by process."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Placement(tuple(devices), mode)

@@ -82,6 +82,7 @@ def make_train_step(
 def make_run_steps(
     train_step: TrainStep,
     data: Batch,
+    num_rows: int | None = None,
     *,
     batch_size: int,
     keys: RunKeys,
@@ -95,7 +96,8 @@ def make_run_steps(
 
     Args:
       train_step: from `make_train_step`, with the same placement.
-      data: all training rows, on the host.
+      data: the training rows that this process holds, on the host.
+      num_rows: training rows of all processes; default those of `data`.
       batch_size: rows per step, a multiple of the devices.
       keys: of the run.
       placement: over the devices; default one.
@@ -105,7 +107,7 @@ def make_run_steps(
     """
     placement = placement or one_device()
     placement.check_batch_size(batch_size)
-    num_rows = data.labels.shape[0]
+    num_rows = num_rows or len(data.labels)
     steps_per_epoch = num_rows // batch_size
 
     def run_steps(data: Batch, keys: RunKeys, state: TrainState, num_steps: Array) -> TrainState:
@@ -123,5 +125,5 @@ def make_run_steps(
 
     # Data and keys are arguments, not constants: the cached program then serves every seed.
     compiled = placement.compile(run_steps)
-    data, keys = placement.put_rows(data), placement.put_whole(keys)
+    data, keys = placement.put_rows(data, num_rows), placement.put_whole(keys)
     return lambda state, num_steps: compiled(data, keys, state, np.int32(num_steps))

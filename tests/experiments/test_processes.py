@@ -8,14 +8,37 @@ import subprocess
 import sys
 import time
 
+import h5py
 import jax
 import numpy as np
 import pytest
 
+from aadml_jax.data import SyntheticSpec, make_synthetic
 from aadml_jax.training.loop import restore_for_evaluation
 
 ROOT = pathlib.Path(__file__).parents[2]
-SMALL = ("--smoke", "--epochs=6", "--eval_every=3", "--hidden_sizes=16", "--notensorboard")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Flags of a short run on a file, of which each process reads its rows."""
+    spec = SyntheticSpec(train_size=301, test_size=99, audio_dim=12, visual_dim=16)
+    dataset = make_synthetic(spec)
+    path = tmp_path_factory.mktemp("data") / "features.h5"
+    with h5py.File(path, "w") as file:
+        for name, split in (("train", dataset.train), ("test", dataset.test)):
+            file[f"audio_{name}"], file[f"visual_{name}"] = split.audio, split.visual
+            file[f"lab_{name}"] = split.labels
+    return (
+        "--dataset=features",
+        f"--features_file={path}",
+        "--batch_size=100",
+        "--epochs=6",
+        "--eval_every=3",
+        "--hidden_sizes=16",
+        "--learning_rate=1e-3",
+        "--notensorboard",
+    )
 
 
 def free_port():
@@ -63,9 +86,9 @@ def log_of(folder):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    return folder, train(folder, *SMALL)
+    return folder, train(folder, *small)
 
 
 def assert_same_run(folder, other):
@@ -78,17 +101,19 @@ def assert_same_run(folder, other):
     assert next(results) == pytest.approx(next(results), abs=1e-3)
 
 
-def test_two_processes_train_what_one_trains(two_processes, tmp_path):
+def test_two_processes_train_what_one_trains(two_processes, small, tmp_path):
     folder, ((shown, _), (silent, _)) = two_processes
-    train(tmp_path, *SMALL, num_processes=1, devices_each=1)
+    train(tmp_path, *small, num_processes=1, devices_each=1)
     assert_same_run(folder, tmp_path)
     assert "on 4 × cpu (jit)" in shown and "MAP" in shown
     assert [line for line in silent.splitlines() if not line.startswith("[Gloo]")] == []
 
 
-def test_a_killed_process_ends_the_others_and_the_rerun_resumes_exactly(two_processes, tmp_path):
+def test_a_killed_process_ends_the_others_and_the_rerun_resumes_exactly(
+    two_processes, small, tmp_path
+):
     undisturbed, _ = two_processes
-    processes = start(tmp_path, *SMALL, "--checkpoint_every=1", "--steps_per_call=1")
+    processes = start(tmp_path, *small, "--checkpoint_every=1", "--steps_per_call=1")
     deadline = time.monotonic() + 200
     while not (tmp_path / "metrics.jsonl").exists() or len(log_of(tmp_path)) < 2:
         assert time.monotonic() < deadline
@@ -100,7 +125,7 @@ def test_a_killed_process_ends_the_others_and_the_rerun_resumes_exactly(two_proc
     assert "Start all of them again, and the run resumes" in outputs[0][1]
     assert not (tmp_path / "result.json").exists()
 
-    (shown, _), _ = train(tmp_path, *SMALL, "--checkpoint_every=1")
+    (shown, _), _ = train(tmp_path, *small, "--checkpoint_every=1")
     assert "resuming after" in shown
     assert log_of(tmp_path) == log_of(undisturbed)
     for leaf, wanted in zip(final_state(tmp_path), final_state(undisturbed), strict=True):
@@ -109,20 +134,20 @@ def test_a_killed_process_ends_the_others_and_the_rerun_resumes_exactly(two_proc
 
 @pytest.mark.full
 @pytest.mark.parametrize("mode", ["pmap", "shard_map"])
-def test_every_mode_runs_on_two_processes(two_processes, tmp_path, mode):
-    train(tmp_path, *SMALL, f"--parallel={mode}")
+def test_every_mode_runs_on_two_processes(two_processes, small, tmp_path, mode):
+    train(tmp_path, *small, f"--parallel={mode}")
     assert_same_run(tmp_path, two_processes[0])
 
 
 @pytest.mark.full
-def test_checkpoints_move_between_layouts(two_processes, tmp_path):
-    half = tuple(flag.replace("--epochs=6", "--epochs=3") for flag in SMALL)
+def test_checkpoints_move_between_layouts(two_processes, small, tmp_path):
+    half = tuple(flag.replace("--epochs=6", "--epochs=3") for flag in small)
     train(tmp_path, *half, num_processes=1, devices_each=4)
-    train(tmp_path, *SMALL)
+    train(tmp_path, *small)
     assert_same_run(tmp_path, two_processes[0])
     other = tmp_path / "other"
     train(other, *half)
-    train(other, *SMALL, num_processes=1, devices_each=1)
+    train(other, *small, num_processes=1, devices_each=1)
     assert_same_run(other, two_processes[0])
 
 

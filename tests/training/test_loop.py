@@ -14,6 +14,7 @@ from aadml_jax.errors import UserError
 from aadml_jax.training import loop
 from aadml_jax.training.config import TrainConfig, resolve
 from aadml_jax.training.evaluation import chance_map
+from aadml_jax.training.held_data import hold
 from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
 from aadml_jax.training.run_folder import RunFolder
 
@@ -32,7 +33,8 @@ SMALL = TrainConfig(
 def train(folder, dataset=DATASET, **changes):
     config = dataclasses.replace(SMALL, workdir=str(folder), **changes)
     with RunFolder(folder) as run_folder:
-        return run_training(resolve(config, len(dataset.train)), dataset, run_folder)
+        data = hold(dataset, standardized=config.standardize)
+        return run_training(resolve(config, len(dataset.train)), data, run_folder)
 
 
 def restored_bytes(folder, which="latest"):

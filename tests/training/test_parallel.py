@@ -190,7 +190,7 @@ def test_each_device_computes_its_own_anchors_only(mode):
         RNG.integers(0, CLASSES, 48, dtype=np.int32),
     )
     compiled = placement.compile(one_step).lower(
-        placement.put_rows(data), run_keys(0), state, jnp.int32(1)
+        placement.put_rows(data, 48), run_keys(0), state, jnp.int32(1)
     )
     program = compiled.compile().as_text()
     assert "[6,48]" in program

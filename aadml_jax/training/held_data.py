@@ -1,0 +1,128 @@
+"""What one process holds of a data set: its devices' rows, standardised, and facts of the whole."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from aadml_jax.data import (
+    FeatureStandardization,
+    PairedFeatures,
+    RetrievalDataset,
+    StoredFeatures,
+    fit_standardization,
+    identity_standardization,
+    standardize,
+)
+from aadml_jax.errors import UserError
+from aadml_jax.training.parallel import (
+    Placement,
+    from_all_processes,
+    largest_of_all_processes,
+    one_device,
+    rows_from_all_processes,
+)
+from aadml_jax.training.step import Batch
+
+_Result = TypeVar("_Result")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldData:
+    """A data set as one process of a run has it.
+
+    Attributes:
+      train: the training rows of this process's devices, standardised, on the host.
+      test: the test rows of this process's devices, likewise.
+      num_train: training rows of all processes.
+      num_classes: C.
+      test_labels: of all test rows, int32.
+      test_posteriors: of all test rows; see `RetrievalDataset`.
+      standardization: the statistics of all training rows, or those that change nothing.
+      description: what config.json records of the data.
+    """
+
+    train: Batch
+    test: Batch
+    num_train: int
+    num_classes: int
+    test_labels: np.ndarray
+    test_posteriors: tuple[np.ndarray, np.ndarray] | None
+    standardization: FeatureStandardization
+    description: dict[str, Any]
+
+
+def hold(
+    dataset: RetrievalDataset, placement: Placement | None = None, *, standardized: bool = True
+) -> HeldData:
+    """Reads this process's share of the rows; every process must call this.
+
+    Args:
+      dataset: the data; features that are stored are read for these rows only.
+      placement: over devices, which share the rows in order; default one.
+      standardized: whether by the statistics of the training rows, or not at all.
+
+    Raises:
+      UserError: in every process if one cannot read its rows.
+    """
+    placement = placement or one_device()
+    splits = {"train": dataset.train, "test": dataset.test}
+    own = {name: placement.own_rows(len(split)) for name, split in splits.items()}
+    raw = _agreed(lambda: {name: _take(split, own[name]) for name, split in splits.items()})
+    counts = {name: rows.stop - rows.start for name, rows in own.items()}
+    digests = (
+        rows_from_all_processes(features.row_digests()[: counts[name]])
+        for name, features in raw.items()
+    )
+    if standardized:
+        statistics = fit_standardization(
+            raw["train"],
+            len(dataset.train),
+            lambda partial_sum: from_all_processes(partial_sum).sum(axis=0),
+        )
+    else:
+        statistics = identity_standardization(dataset.audio_dim, dataset.visual_dim)
+
+    def batch(name: str) -> Batch:
+        features = standardize(raw[name], statistics)
+        return Batch(*(getattr(features, field)[: counts[name]] for field in Batch._fields))
+
+    return HeldData(
+        train=_agreed(lambda: batch("train")),
+        test=_agreed(lambda: batch("test")),
+        num_train=len(dataset.train),
+        num_classes=dataset.num_classes,
+        test_labels=dataset.test.labels,
+        test_posteriors=dataset.test_posteriors,
+        standardization=statistics,
+        description={
+            "name": dataset.name,
+            "source": dataset.source,
+            "fingerprint": dataset.fingerprint_of(*digests),
+            "train_rows": len(dataset.train),
+            "test_rows": len(dataset.test),
+            "num_classes": dataset.num_classes,
+            "audio_dim": dataset.audio_dim,
+            "visual_dim": dataset.visual_dim,
+        },
+    )
+
+
+def _take(features: PairedFeatures | StoredFeatures, rows: slice) -> PairedFeatures:
+    # Features are never empty: where no rows are due, one stands in, to be cut off again.
+    return features.take(rows if rows.stop > rows.start else slice(0, 1))
+
+
+def _agreed(load: Callable[[], _Result]) -> _Result:
+    """The result, if every process has one: a process that stopped alone would leave the others."""
+    result, failure = None, None
+    try:
+        result = load()
+    except UserError as error:
+        failure = error
+    if largest_of_all_processes(failure is not None):
+        raise failure or UserError(
+            "another process of this run cannot read its rows; its own message says why"
+        )
+    return result

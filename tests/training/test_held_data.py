@@ -1,0 +1,159 @@
+"""What a process reads of a data set, and what it says of the whole."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from aadml_jax.data import (
+    PairedFeatures,
+    RetrievalDataset,
+    StoredFeatures,
+    fit_standardization,
+    standardize,
+)
+from aadml_jax.errors import UserError
+from aadml_jax.training import held_data
+from aadml_jax.training.held_data import hold
+from aadml_jax.training.parallel import Placement
+
+RNG = np.random.default_rng(0)
+
+
+def paired(num_rows):
+    labels = np.arange(num_rows) % 2
+    return PairedFeatures(RNG.normal(size=(num_rows, 3)), RNG.normal(size=(num_rows, 2)), labels)
+
+
+DATASET = RetrievalDataset("made", paired(9), paired(5), 2, "made here")
+
+
+def stored(features, seen):
+    """The same rows at every second place of a storage that writes down what is read."""
+
+    def read(rows):
+        seen.extend(rows.tolist())
+        return features.audio[rows // 2], features.visual[rows // 2]
+
+    return StoredFeatures(
+        features.labels, 3, 2, read, rows=2 * np.arange(len(features)), name="stored"
+    )
+
+
+def processes(*devices_of_each):
+    """A placement over devices of several processes, of which this is the first."""
+    devices = [
+        SimpleNamespace(process_index=number, platform="cpu")
+        for number, count in enumerate(devices_of_each)
+        for _ in range(count)
+    ]
+    return Placement(tuple(devices))
+
+
+def test_one_process_holds_everything():
+    data = hold(DATASET)
+    statistics = fit_standardization(DATASET.train)
+    for batch, split in ((data.train, DATASET.train), (data.test, DATASET.test)):
+        expected = standardize(split, statistics)
+        np.testing.assert_array_equal(batch.audio, expected.audio)
+        np.testing.assert_array_equal(batch.visual, expected.visual)
+        np.testing.assert_array_equal(batch.labels, expected.labels)
+    assert (data.num_train, len(data.test_labels), data.num_classes) == (9, 5, 2)
+    assert data.description["fingerprint"] == DATASET.fingerprint()
+    jax.tree.map(np.testing.assert_array_equal, data.standardization, statistics)
+
+
+def test_stored_features_are_the_same_data():
+    in_memory, on_disk = (
+        hold(dataset)
+        for dataset in (
+            DATASET,
+            dataclasses.replace(
+                DATASET, train=stored(DATASET.train, []), test=stored(DATASET.test, [])
+            ),
+        )
+    )
+    assert on_disk.description == in_memory.description
+    jax.tree.map(np.testing.assert_array_equal, on_disk.train, in_memory.train)
+    jax.tree.map(np.testing.assert_array_equal, on_disk.test, in_memory.test)
+
+
+# 9 training rows on four devices are shares of 3, 3, 3 and 0; 5 test rows 2, 2, 1 and 0.
+@pytest.mark.parametrize(("devices", "train", "test"), [((1, 3), 3, 2), ((2, 2), 6, 4)])
+def test_a_process_reads_the_rows_of_its_own_devices(devices, train, test):
+    seen_train, seen_test = [], []
+    dataset = dataclasses.replace(
+        DATASET, train=stored(DATASET.train, seen_train), test=stored(DATASET.test, seen_test)
+    )
+    data = hold(dataset, processes(*devices), standardized=False)
+    assert seen_train == list(range(0, 2 * train, 2))
+    assert seen_test == list(range(0, 2 * test, 2))
+    np.testing.assert_array_equal(data.train.audio, DATASET.train.audio[:train])
+    np.testing.assert_array_equal(data.test.visual, DATASET.test.visual[:test])
+    assert (data.num_train, len(data.test_labels)) == (9, 5)
+
+
+def test_rows_are_shared_without_gap_or_overlap(monkeypatch):
+    placement = processes(2, 1, 3)
+    for num_rows in (1, 4, 6, 23, 24):
+        owned = []
+        for number in range(3):
+            monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+            owned += range(num_rows)[placement.own_rows(num_rows)]
+        assert owned == list(range(num_rows))
+
+
+def test_a_process_without_rows_holds_none(monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    data = hold(DATASET, processes(3, 1), standardized=False)
+    assert [leaf.shape for leaf in data.train] == [(0, 3), (0, 2), (0,)]
+    assert [leaf.shape for leaf in data.test] == [(0, 3), (0, 2), (0,)]
+
+
+def test_statistics_add_up_over_parts():
+    # Two processes, played one after the other: what one adds is what the other has summed.
+    train = PairedFeatures(
+        RNG.normal(size=(9, 3)) + 5, RNG.normal(size=(9, 2)), DATASET.train.labels
+    )
+    parts = [train.take(slice(0, 4)), train.take(slice(4, 9))]
+    whole = fit_standardization(train)
+
+    def sums(part, totals):
+        seen = []
+
+        def sum_over_all(partial_sum):
+            seen.append(partial_sum)
+            return totals[len(seen) - 1] if totals else partial_sum
+
+        return fit_standardization(part, 9, sum_over_all), seen
+
+    means = [sums(part, None)[1] for part in parts]
+    first = {0: means[0][0] + means[1][0], 2: means[0][2] + means[1][2]}
+    squares = [
+        [np.square(getattr(part, field) - first[place] / 9).sum(axis=0) for part in parts]
+        for field, place in (("audio", 0), ("visual", 2))
+    ]
+    totals = [first[0], sum(squares[0]), first[2], sum(squares[1])]
+    for part in parts:
+        statistics, _ = sums(part, totals)
+        for actual, expected in zip(statistics, whole, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_a_failure_elsewhere_stops_this_process_too(monkeypatch):
+    monkeypatch.setattr(held_data, "largest_of_all_processes", lambda number: 1)
+    with pytest.raises(UserError, match="another process of this run cannot read its rows"):
+        hold(DATASET)
+
+
+def test_the_own_failure_is_the_one_that_is_told():
+    def read(rows):
+        raise UserError("the disk is gone")
+
+    dataset = dataclasses.replace(
+        DATASET, train=dataclasses.replace(stored(DATASET.train, []), read=read)
+    )
+    with pytest.raises(UserError, match="the disk is gone"):
+        hold(dataset)
