@@ -95,8 +95,8 @@ def run(main: Callable[[], int | None]) -> None:
         except Exception as error:
             if reason := _write_failure(error):
                 _fail(
-                    f"a file of the run cannot be written ({reason}); make room and run the same "
-                    "command again: it goes on from the last checkpoint",
+                    f"a file cannot be written ({reason}); make room and run the same command "
+                    "again: what was complete before stays",
                     1,
                 )
             if not _is_one_of_several():

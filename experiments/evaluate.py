@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from aadml_jax.data import DATASETS, RetrievalDataset, load_dataset, load_feature_file, standardize
+from aadml_jax.data import RetrievalDataset, load_feature_file, reopen_dataset, standardize
 from aadml_jax.errors import UserError
 from aadml_jax.training import config as configuration
 from aadml_jax.training.evaluation import evaluate
@@ -43,11 +43,7 @@ def recorded_dataset(stored: dict[str, Any]) -> RetrievalDataset:
     """
     config = configuration.config_from_json(stored.get("config"))
     recorded = recorded_data(stored)
-    spec = DATASETS[config.dataset]
-    if spec.synthetic is not None:
-        dataset = load_dataset(config.dataset)
-    else:
-        dataset = load_feature_file(recorded["source"], num_classes=spec.num_classes)
+    dataset = reopen_dataset(config.dataset, recorded["source"])
     dataset = configuration.apply_smoke_subset(config, dataset)
     if dataset.fingerprint() != recorded["fingerprint"]:
         raise UserError(
@@ -76,7 +72,7 @@ def main() -> None:
     report = evaluate(
         model,
         state.params,
-        standardize(dataset.test, state.standardization),
+        standardize(dataset.test.take(slice(None)), state.standardization),
         all_devices("auto"),
     )
     result = retrieval_result(report, dataset.test.labels, dataset.test_posteriors)

@@ -16,6 +16,7 @@ from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
 from aadml_jax.training.parallel import all_devices, is_primary
 from aadml_jax.training.reporting import result_table
 from aadml_jax.training.run_folder import RESULT_FILE, RunFolder
+from aadml_jax.training.streaming import require_grain
 from experiments import command_line
 
 command_line.define_flags(configuration.TrainConfig)
@@ -28,6 +29,8 @@ def main() -> int:
     configuration.check(config)
     if config.deterministic:
         command_line.set_up_determinism()
+    if config.input == "stream":
+        require_grain()
     command_line.join_processes(config)
     command_line.set_up_compilation_cache(config.compilation_cache)
     config = configuration.apply_smoke_preset(config, explicit)
@@ -42,7 +45,8 @@ def main() -> int:
     config = configuration.resolve(config, len(dataset.train))
     placement = all_devices(config.parallel)
     placement.check_batch_size(config.batch_size)
-    data = hold(dataset, placement, standardized=config.standardize)
+    is_streamed = config.input == "stream"
+    data = hold(dataset, placement, standardized=config.standardize, streamed=is_streamed)
     with RunFolder(config.workdir, is_writer=is_primary()) as folder:
         if folder.is_writer:
             print(

@@ -1,9 +1,16 @@
 """Audio-visual feature data on the host: checked NumPy arrays from files or from a generator."""
 
-from aadml_jax.data.catalog import DATASETS, DatasetSpec, load_dataset, open_dataset
+from aadml_jax.data.catalog import (
+    DATASETS,
+    DatasetSpec,
+    dataset_spec,
+    load_dataset,
+    open_dataset,
+    reopen_dataset,
+)
 from aadml_jax.data.feature_files import load_feature_file, open_feature_file
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
-from aadml_jax.data.retrieval_dataset import RetrievalDataset, class_balanced_rows
+from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset, class_balanced_rows
 from aadml_jax.data.standardization import (
     FeatureStandardization,
     fit_standardization,
@@ -25,11 +32,13 @@ __all__ = [
     "DatasetSpec",
     "FeatureStandardization",
     "PairedFeatures",
+    "PreparedFacts",
     "RetrievalDataset",
     "StoredFeatures",
     "SyntheticSpec",
     "class_balanced_rows",
     "class_posteriors",
+    "dataset_spec",
     "fit_standardization",
     "identity_standardization",
     "load_dataset",
@@ -37,5 +46,6 @@ __all__ = [
     "make_synthetic",
     "open_dataset",
     "open_feature_file",
+    "reopen_dataset",
     "standardize",
 ]

@@ -12,6 +12,8 @@ from aadml_jax.data.retrieval_dataset import RetrievalDataset
 from aadml_jax.data.synthetic import SYNTHETIC, SYNTHETIC_VEGAS, SyntheticSpec, make_synthetic
 from aadml_jax.errors import UserError
 
+TFDS_PREFIX = "tfds:"
+
 _OBTAIN_GENERATED = "Nothing to fetch: the rows are drawn when asked for."
 _OBTAIN_PUBLISHED = (
     "The authors keep the file on Google Drive: follow the link in the README of the GitHub "
@@ -105,6 +107,35 @@ DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
 """All data sets by name."""
 
 
+def dataset_spec(name: str) -> DatasetSpec:
+    """What is known about a data set by its name.
+
+    Args:
+      name: A key of `DATASETS`, or "tfds:NAME" for one that was prepared as a folder of TFDS.
+
+    Raises:
+      UserError: The name is unknown.
+    """
+    prepared = name.removeprefix(TFDS_PREFIX)
+    if prepared != name:
+        known = DATASETS.get(prepared)
+        return DatasetSpec(
+            description=f"{prepared}, prepared as a folder of TFDS.",
+            num_classes=known and known.num_classes,
+            file_names=(),
+            default_epochs=(known or DATASETS["features"]).default_epochs,
+            obtain="Write it with python -m experiments.prepare.",
+        )
+    if name not in DATASETS:
+        close = difflib.get_close_matches(name.lower(), DATASETS, n=1)
+        hint = f", did you mean {close[0]}?" if close else ";"
+        raise UserError(
+            f"unknown data set {name!r}{hint} choose one of {', '.join(DATASETS)}, or "
+            f"{TFDS_PREFIX}NAME for one that was prepared"
+        )
+    return DATASETS[name]
+
+
 def load_dataset(
     name: str,
     *,
@@ -130,26 +161,24 @@ def open_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     features_file: str | os.PathLike[str] | None = None,
 ) -> RetrievalDataset:
-    """Opens a data set by name: features from a file are read when rows are taken.
+    """Opens a data set by name: features from files are read when rows are taken.
 
     Args:
-      name: A key of `DATASETS`.
-      data_dir: Folder with the published files, for "vegas" and "ave" only; `~` is expanded.
+      name: A key of `DATASETS`, or "tfds:NAME".
+      data_dir: Folder with the published files, for "vegas" and "ave", or with the folders of TFDS
+        for "tfds:NAME"; `~` is expanded.
       features_file: Feature file, for "features" only; `~` is expanded.
 
     Returns:
-      The data set; its `source` tells which file it is in.
+      The data set; its `source` tells which file or folder it is in.
 
     Raises:
       UserError: The name is unknown, a path is missing or not used by this data set, or the file
-        is not as it should be (see `open_feature_file`).
+        is not as it should be (see `open_feature_file`, `open_tfds_folder`).
     """
-    if name not in DATASETS:
-        close = difflib.get_close_matches(name.lower(), DATASETS, n=1)
-        hint = f", did you mean {close[0]}?" if close else ";"
-        raise UserError(f"unknown data set {name!r}{hint} choose one of {', '.join(DATASETS)}")
-    spec = DATASETS[name]
-    reads_folder, reads_file = bool(spec.file_names), name == "features"
+    spec = dataset_spec(name)
+    is_prepared = name.startswith(TFDS_PREFIX)
+    reads_folder, reads_file = bool(spec.file_names) or is_prepared, name == "features"
     for flag, value, is_used in (
         ("data_dir", data_dir, reads_folder),
         ("features_file", features_file, reads_file),
@@ -162,8 +191,37 @@ def open_dataset(
         if features_file is None:
             raise UserError(f"data set {name} needs a file; set --features_file=FILE.h5")
         return open_feature_file(features_file)
+    if is_prepared:
+        if data_dir is None:
+            raise UserError(
+                f"data set {name} needs the folder that holds it; set --data_dir=FOLDER"
+            )
+        from aadml_jax.data import tfds_folders  # TFDS is slow to import
+
+        folder = tfds_folders.newest_version(data_dir, name.removeprefix(TFDS_PREFIX))
+        return tfds_folders.open_tfds_folder(folder, name=name)
     path = _find_published_file(name, spec, data_dir)
     return open_feature_file(path, num_classes=spec.num_classes, name=name)
+
+
+def reopen_dataset(name: str, source: str) -> RetrievalDataset:
+    """Opens a data set again where it was found before.
+
+    Args:
+      name: What `open_dataset` was given.
+      source: The `source` of the data set that it returned.
+
+    Raises:
+      UserError: See `open_dataset`.
+    """
+    spec = dataset_spec(name)
+    if spec.synthetic is not None:
+        return open_dataset(name)
+    if name.startswith(TFDS_PREFIX):
+        from aadml_jax.data import tfds_folders
+
+        return tfds_folders.open_tfds_folder(source, name=name)
+    return open_feature_file(source, num_classes=spec.num_classes)
 
 
 def _find_published_file(

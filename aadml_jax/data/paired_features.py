@@ -7,7 +7,7 @@ taken, so that each process of a run reads its own.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -86,6 +86,15 @@ class PairedFeatures:
 
     select = take
 
+    def blocks(self) -> Iterator["PairedFeatures"]:
+        """All rows, in blocks of which a float64 copy is small."""
+        for rows in _block_slices(len(self)):
+            yield self.take(rows)
+
+    def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.int32]]:
+        """Audio vector, visual vector and label of each row."""
+        return zip(self.audio, self.visual, self.labels, strict=True)
+
     def row_digests(self) -> np.ndarray:
         """A digest of each row's features and label, the same on every machine, uint8 [N, 16]."""
         arrays = [
@@ -111,8 +120,9 @@ class StoredFeatures:
       visual_dim: Number of visual features, Dv.
       read: Gives the audio and the visual features, real [K, Da] and [K, Dv], of rows of the
         storage, ascending int [K]. Raises UserError where they can't be read.
-      rows: Each clip's row in the storage, ascending int [N].
+      rows: Each clip's row in the storage, int [N].
       name: What error messages call these rows, such as "train split of /data/vegas.h5".
+      random_access: Whether scattered rows are read about as fast as rows in a run.
     """
 
     labels: np.ndarray
@@ -121,15 +131,16 @@ class StoredFeatures:
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     rows: np.ndarray
     name: str
+    random_access: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: np.ndarray | slice) -> PairedFeatures:
-        """Reads the given rows.
+        """Reads the given rows, in the given order.
 
         Args:
-          rows: Row indices, ascending integers [K], a mask, bool [N], or a slice.
+          rows: Row indices, integers [K], a mask, bool [N], or a slice.
 
         Raises:
           IndexError: A row doesn't exist.
@@ -137,11 +148,24 @@ class StoredFeatures:
             refuses.
         """
         chosen = self.select(rows)
-        return PairedFeatures(*self.read(chosen.rows), chosen.labels, name=self.name)
+        order = np.argsort(chosen.rows, kind="stable")
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        audio, visual = self.read(chosen.rows[order])
+        return PairedFeatures(audio[places], visual[places], chosen.labels, name=self.name)
 
     def select(self, rows: np.ndarray | slice) -> "StoredFeatures":
         """The given rows, as `take` has them, without reading."""
         return dataclasses.replace(self, labels=self.labels[rows], rows=self.rows[rows])
+
+    def blocks(self) -> Iterator[PairedFeatures]:
+        """All rows, read block by block."""
+        for rows in _block_slices(len(self)):
+            yield self.take(rows)
+
+    def row_digests(self) -> np.ndarray:
+        """What `PairedFeatures.row_digests` gives, read block by block."""
+        return np.concatenate([block.row_digests() for block in self.blocks()])
 
 
 def _as_finite_float32(features: np.ndarray, what: str) -> np.ndarray:
@@ -156,13 +180,12 @@ def _as_finite_float32(features: np.ndarray, what: str) -> np.ndarray:
         )
     converted = as_float32(features)
     bad = NonFiniteRows(what)
-    for rows in block_slices(len(features)):
+    for rows in _block_slices(len(features)):
         bad.add(rows.start, features[rows], converted[rows])
     bad.raise_if_any(len(features))
     return converted
 
 
-def block_slices(num_rows: int) -> Iterable[slice]:
-    """Cuts N rows into blocks of which a float64 copy is small."""
+def _block_slices(num_rows: int) -> Iterator[slice]:
     for start in range(0, num_rows, _BLOCK_ROWS):
         yield slice(start, min(start + _BLOCK_ROWS, num_rows))

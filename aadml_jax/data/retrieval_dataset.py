@@ -2,12 +2,26 @@
 
 import dataclasses
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 
 from aadml_jax.data.paired_features import DIGEST_BYTES, PairedFeatures, StoredFeatures
+from aadml_jax.data.standardization import FeatureStandardization
 from aadml_jax.data.validation import require_every_class, require_labels_in_range
 from aadml_jax.errors import UserError
+
+
+class PreparedFacts(NamedTuple):
+    """What was measured when a data set was prepared, and need not be measured again.
+
+    Attributes:
+      fingerprint: See `RetrievalDataset.fingerprint`.
+      standardization: Of the training rows.
+    """
+
+    fingerprint: str
+    standardization: FeatureStandardization
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,6 +36,7 @@ class RetrievalDataset:
       source: Where the rows come from: an absolute path, or a description of the generator.
       test_posteriors: Exact class probabilities (p(c | audio), p(c | visual)) of the test rows,
         real [len(test), C] each, where the density is known; else None.
+      prepared: Facts about these very rows that are known beforehand.
 
     Raises:
       UserError: The splits differ in their numbers of features, a label is C or above, or a class
@@ -35,6 +50,7 @@ class RetrievalDataset:
     num_classes: int
     source: str
     test_posteriors: tuple[np.ndarray, np.ndarray] | None = None
+    prepared: PreparedFacts | None = None
 
     def __post_init__(self):
         for field in ("audio", "visual"):
@@ -89,6 +105,7 @@ class RetrievalDataset:
             train=self.train.select(train_rows),
             test=self.test.select(test_rows),
             test_posteriors=posteriors,
+            prepared=None,
         )
 
     def loaded(self) -> "RetrievalDataset":
@@ -104,10 +121,12 @@ class RetrievalDataset:
         """Digest of all features and labels, 32 hexadecimal digits, the same on every machine.
 
         Two data sets share it only if their splits hold the same values in the same order and they
-        count the same classes. Names, source and posteriors don't enter.
+        count the same classes. Names, source and posteriors don't enter. Of prepared data it is the
+        one that was measured then; else all features are read.
         """
-        data = self.loaded()
-        return self.fingerprint_of(data.train.row_digests(), data.test.row_digests())
+        if self.prepared is not None:
+            return self.prepared.fingerprint
+        return self.fingerprint_of(self.train.row_digests(), self.test.row_digests())
 
     def fingerprint_of(self, train_digests: np.ndarray, test_digests: np.ndarray) -> str:
         """The fingerprint, where the digests of the rows are known.

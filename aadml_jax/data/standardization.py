@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aadml_jax.data.paired_features import PairedFeatures, block_slices
+from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
 from aadml_jax.errors import UserError
 
 
@@ -27,7 +27,7 @@ class FeatureStandardization(NamedTuple):
 
 
 def fit_standardization(
-    train: PairedFeatures,
+    train: PairedFeatures | StoredFeatures,
     num_rows: int | None = None,
     sum_over_all: Callable[[np.ndarray], np.ndarray] = lambda partial_sum: partial_sum,
 ) -> FeatureStandardization:
@@ -42,17 +42,31 @@ def fit_standardization(
     """
     num_rows = num_rows or len(train)
 
-    def mean_and_scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean = sum_over_all(features.sum(axis=0, dtype=np.float64)) / num_rows
-        squares = np.zeros_like(mean)
-        for rows in block_slices(len(features)):
-            squares += np.square(features[rows] - mean).sum(axis=0)
-        scale = np.sqrt(sum_over_all(squares) / num_rows).astype(np.float32)
+    def sums(of_block: Callable[[PairedFeatures], tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+        totals = map(sum, zip(*map(of_block, train.blocks()), strict=True))
+        return [sum_over_all(total) for total in totals]
+
+    def squares_around_means(block: PairedFeatures) -> tuple[np.ndarray, ...]:
+        return tuple(
+            np.square(features - mean).sum(axis=0)
+            for features, mean in zip((block.audio, block.visual), means, strict=True)
+        )
+
+    means = [
+        total / num_rows
+        for total in sums(
+            lambda block: tuple(
+                features.sum(axis=0, dtype=np.float64) for features in (block.audio, block.visual)
+            )
+        )
+    ]
+    statistics = []
+    for mean, total in zip(means, sums(squares_around_means), strict=True):
+        scale = np.sqrt(total / num_rows).astype(np.float32)
         # Equal float32 values add up exactly in float64, so a constant column deviates by 0.
         scale[scale == 0] = 1
-        return mean.astype(np.float32), scale
-
-    return FeatureStandardization(*mean_and_scale(train.audio), *mean_and_scale(train.visual))
+        statistics += [mean.astype(np.float32), scale]
+    return FeatureStandardization(*statistics)
 
 
 def identity_standardization(audio_dim: int, visual_dim: int) -> FeatureStandardization:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Set
 from typing import Any
 
-from aadml_jax.data import DATASETS, RetrievalDataset
+from aadml_jax.data import DATASETS, RetrievalDataset, dataset_spec
 from aadml_jax.errors import UserError
 from aadml_jax.objective import (
     DISTANCES,
@@ -53,12 +53,25 @@ class TrainConfig:
     change what an epoch computes. `choices` lists the values of a name.
     """
 
-    dataset: str = _setting("synthetic", "data set to train on", choices=tuple(DATASETS))
+    dataset: str = _setting(
+        "synthetic",
+        f"data set to train on: {', '.join(DATASETS)}, or tfds:NAME for one that "
+        "experiments.prepare wrote",
+    )
     data_dir: str | None = _setting(
-        None, "folder with the feature file of vegas or ave", resumable=True
+        None,
+        "folder with the feature file of vegas or ave, or with the data sets of tfds:NAME",
+        resumable=True,
     )
     features_file: str | None = _setting(
         None, "HDF5 feature file for --dataset=features", resumable=True
+    )
+    input: str = _setting(
+        "device",
+        "training rows are kept on the devices, or read while training goes on (stream): for data "
+        "larger than their memory; needs --dataset=tfds:NAME and the extra 'stream'",
+        choices=("device", "stream"),
+        resumable=True,
     )
     workdir: str | None = _setting(
         None,
@@ -215,7 +228,7 @@ def config_from_json(values: dict[str, Any]) -> TrainConfig:
 
 def default_workdir(config: TrainConfig) -> str:
     """Where a run goes that names no folder."""
-    return f"runs/{config.dataset}{'-smoke' if config.smoke else ''}"
+    return f"runs/{config.dataset.replace(':', '-')}{'-smoke' if config.smoke else ''}"
 
 
 def check(config: TrainConfig) -> None:
@@ -228,6 +241,8 @@ def check(config: TrainConfig) -> None:
         choices, value = field.metadata.get("choices"), getattr(config, field.name)
         if choices and value not in choices:
             raise UserError(f"--{field.name}={value} must be one of {', '.join(choices)}")
+
+    dataset_spec(config.dataset)
 
     def require(name: str, is_right: bool, what: str) -> None:
         if not is_right:
@@ -317,7 +332,7 @@ def resolve(config: TrainConfig, num_train: int) -> TrainConfig:
         )
     return dataclasses.replace(
         config,
-        epochs=config.epochs or DATASETS[config.dataset].default_epochs,
+        epochs=config.epochs or dataset_spec(config.dataset).default_epochs,
         batch_size=config.batch_size or default_batch_size,
         **config.objective_options().loss_parameters(),
     )

@@ -1,7 +1,7 @@
 """What one process holds of a data set: its devices' rows, standardised, and facts of the whole."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from aadml_jax.data import (
     FeatureStandardization,
     PairedFeatures,
+    PreparedFacts,
     RetrievalDataset,
     StoredFeatures,
     fit_standardization,
@@ -33,8 +34,9 @@ class HeldData:
     """A data set as one process of a run has it.
 
     Attributes:
-      train: the training rows of this process's devices, standardised, on the host.
-      test: the test rows of this process's devices, likewise.
+      train: the training rows of this process's devices, standardised, on the host; or all training
+        rows where they are stored, to be streamed.
+      test: the test rows of this process's devices, standardised.
       num_train: training rows of all processes.
       num_classes: C.
       test_labels: of all test rows, int32.
@@ -43,7 +45,7 @@ class HeldData:
       description: what config.json records of the data.
     """
 
-    train: Batch
+    train: Batch | StoredFeatures
     test: Batch
     num_train: int
     num_classes: int
@@ -54,7 +56,11 @@ class HeldData:
 
 
 def hold(
-    dataset: RetrievalDataset, placement: Placement | None = None, *, standardized: bool = True
+    dataset: RetrievalDataset,
+    placement: Placement | None = None,
+    *,
+    standardized: bool = True,
+    streamed: bool = False,
 ) -> HeldData:
     """Reads this process's share of the rows; every process must call this.
 
@@ -62,34 +68,35 @@ def hold(
       dataset: the data; features that are stored are read for these rows only.
       placement: over devices, which share the rows in order; default one.
       standardized: whether by the statistics of the training rows, or not at all.
+      streamed: leave the training rows where they are stored.
 
     Raises:
-      UserError: in every process if one cannot read its rows.
+      UserError: in every process if one cannot read its rows; or if rows cannot be streamed.
     """
     placement = placement or one_device()
+    if streamed and not (isinstance(dataset.train, StoredFeatures) and dataset.train.random_access):
+        raise UserError(
+            f"--input=stream reads data sets that were prepared for it, not {dataset.source}; "
+            "prepare it with python -m experiments.prepare, then give --dataset=tfds:NAME and "
+            "--data_dir"
+        )
     splits = {"train": dataset.train, "test": dataset.test}
     own = {name: placement.own_rows(len(split)) for name, split in splits.items()}
-    raw = _agreed(lambda: {name: _take(split, own[name]) for name, split in splits.items()})
     counts = {name: rows.stop - rows.start for name, rows in own.items()}
-    digests = (
-        rows_from_all_processes(features.row_digests()[: counts[name]])
-        for name, features in raw.items()
-    )
-    if standardized:
-        statistics = fit_standardization(
-            raw["train"],
-            len(dataset.train),
-            lambda partial_sum: from_all_processes(partial_sum).sum(axis=0),
-        )
-    else:
+    parts = {name: _part(split, own[name]) for name, split in splits.items()}
+    # What is not streamed is read once and for all.
+    for name in ("test",) if streamed else ("train", "test"):
+        parts[name] = _agreed(lambda name=name: parts[name].take(slice(None)))
+    fingerprint, statistics = dataset.prepared or _measured(dataset, parts, counts)
+    if not standardized:
         statistics = identity_standardization(dataset.audio_dim, dataset.visual_dim)
 
     def batch(name: str) -> Batch:
-        features = standardize(raw[name], statistics)
+        features = standardize(parts[name], statistics)
         return Batch(*(getattr(features, field)[: counts[name]] for field in Batch._fields))
 
     return HeldData(
-        train=_agreed(lambda: batch("train")),
+        train=dataset.train if streamed else _agreed(lambda: batch("train")),
         test=_agreed(lambda: batch("test")),
         num_train=len(dataset.train),
         num_classes=dataset.num_classes,
@@ -99,7 +106,7 @@ def hold(
         description={
             "name": dataset.name,
             "source": dataset.source,
-            "fingerprint": dataset.fingerprint_of(*digests),
+            "fingerprint": fingerprint,
             "train_rows": len(dataset.train),
             "test_rows": len(dataset.test),
             "num_classes": dataset.num_classes,
@@ -109,9 +116,32 @@ def hold(
     )
 
 
-def _take(features: PairedFeatures | StoredFeatures, rows: slice) -> PairedFeatures:
-    # Features are never empty: where no rows are due, one stands in, to be cut off again.
-    return features.take(rows if rows.stop > rows.start else slice(0, 1))
+def _part(
+    features: PairedFeatures | StoredFeatures, rows: slice
+) -> PairedFeatures | StoredFeatures:
+    # Features are never empty: where no rows are due, one stands in, to be left out of all counts.
+    return features.select(rows if rows.stop > rows.start else slice(0, 1))
+
+
+def _measured(
+    dataset: RetrievalDataset,
+    parts: Mapping[str, PairedFeatures | StoredFeatures],
+    counts: Mapping[str, int],
+) -> PreparedFacts:
+    """Fingerprint and statistics of all rows, from the parts of all processes."""
+    digests = (
+        rows_from_all_processes(parts[name].row_digests()[: counts[name]])
+        for name in ("train", "test")
+    )
+
+    def sum_over_all(partial_sum: np.ndarray) -> np.ndarray:
+        own = partial_sum if counts["train"] else np.zeros_like(partial_sum)
+        return from_all_processes(own).sum(axis=0)
+
+    return PreparedFacts(
+        dataset.fingerprint_of(*digests),
+        fit_standardization(parts["train"], len(dataset.train), sum_over_all),
+    )
 
 
 def _agreed(load: Callable[[], _Result]) -> _Result:

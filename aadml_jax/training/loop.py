@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aadml_jax.data import identity_standardization
+from aadml_jax.data import StoredFeatures, identity_standardization
 from aadml_jax.errors import UserError
 from aadml_jax.training.checkpoints import Checkpoints, Progress
 from aadml_jax.training.config import TrainConfig, config_from_json, resumable_fields
@@ -31,6 +31,7 @@ from aadml_jax.training.run_folder import (
 )
 from aadml_jax.training.state import TrainState, build_model, build_optimizer, init_state, run_keys
 from aadml_jax.training.step import make_run_steps, make_train_step
+from aadml_jax.training.streaming import make_stream_steps
 
 # A signal is answered between compiled calls, so none may last long: 64 steps take about 8 s at
 # batch 400 on two CPU cores. On an accelerator an epoch takes less.
@@ -182,19 +183,20 @@ class _Run:
                 "versions": versions(),
             },
         )
-        self.run_steps = make_run_steps(
-            make_train_step(
-                self.model,
-                build_optimizer(config),
-                config.objective_options(),
-                placement,
-            ),
-            data.train,
-            data.num_train,
-            batch_size=config.batch_size,
-            keys=run_keys(config.seed),
-            placement=placement,
+        train_step = make_train_step(
+            self.model, build_optimizer(config), config.objective_options(), placement
         )
+        common = {
+            "batch_size": config.batch_size,
+            "keys": run_keys(config.seed),
+            "placement": placement,
+        }
+        if isinstance(data.train, StoredFeatures):
+            self.run_steps = make_stream_steps(
+                train_step, data.train, standardization=data.standardization, **common
+            )
+        else:
+            self.run_steps = make_run_steps(train_step, data.train, data.num_train, **common)
         self.evaluate = make_evaluate(self.model, data.test, len(data.test_labels), placement)
         platform = placement.devices[0].platform
         self.steps_per_call = config.steps_per_call or (

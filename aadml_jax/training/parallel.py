@@ -93,24 +93,26 @@ class Placement:
         own = self._own_places()
         return slice(min(own.start * share, num_rows), min(own.stop * share, num_rows))
 
-    def split(self, arrays: Any, num_rows: int) -> Any:
+    def split(self, arrays: Any, num_rows: int, rows_axis: int = 0) -> Any:
         """Rows split over the devices in equal shares, the last ones filled up with zeros.
 
         Args:
-          arrays: this process's rows, those of `own_rows`, as host arrays [own, ...].
+          arrays: this process's rows, those of `own_rows`, as host arrays.
           num_rows: N of all processes.
+          rows_axis: axis along which the rows lie.
         """
-        sharding = NamedSharding(self.mesh, P(AXIS))
+        sharding = NamedSharding(self.mesh, _spec(rows_axis))
         share = -(-num_rows // len(self.devices))
 
         def place(array: np.ndarray) -> Array:
-            whole = (share * len(self.devices), *array.shape[1:])
-            filled = self._filled(array, share)
-            return jax.make_array_from_process_local_data(sharding, filled, whole)
+            filled = self._filled(array, share, rows_axis)
+            whole = list(filled.shape)
+            whole[rows_axis] = share * len(self.devices)
+            return jax.make_array_from_process_local_data(sharding, filled, tuple(whole))
 
         return jax.tree.map(place, arrays)
 
-    def put_rows(self, arrays: Any, num_rows: int) -> Any:
+    def put_rows(self, arrays: Any, num_rows: int, rows_axis: int = 0) -> Any:
         """What `split` makes, in the form that `compile` takes."""
         if self.mode == "pmap":
             own = self.devices[self._own_places()]
@@ -118,13 +120,14 @@ class Placement:
             share = -(-num_rows // len(self.devices))
 
             def stack(array: np.ndarray) -> Array:
-                shares = self._filled(array, share).reshape(len(own), share, *array.shape[1:])
-                return jax.device_put(shares, sharding)
+                filled = self._filled(array, share, rows_axis)
+                shares = np.split(filled, len(own), axis=rows_axis)
+                return jax.device_put(np.stack(shares), sharding)
 
             return jax.tree.map(stack, arrays)
         if len(self.devices) == 1:
             return jax.device_put(arrays, self.devices[0])
-        return self.split(arrays, num_rows)
+        return self.split(arrays, num_rows, rows_axis)
 
     def _own_places(self) -> slice:
         """Places of this process's devices, which follow upon each other."""
@@ -134,10 +137,11 @@ class Placement:
         ]
         return slice(places[0], places[-1] + 1)
 
-    def _filled(self, array: np.ndarray, share: int) -> np.ndarray:
+    def _filled(self, array: np.ndarray, share: int, rows_axis: int) -> np.ndarray:
         own = self._own_places()
-        filling = (own.stop - own.start) * share - len(array)
-        return np.pad(array, [(0, filling)] + [(0, 0)] * (array.ndim - 1))
+        filling = [(0, 0)] * array.ndim
+        filling[rows_axis] = (0, (own.stop - own.start) * share - array.shape[rows_axis])
+        return np.pad(array, filling)
 
     def replicate(self, tree: Any) -> Any:
         """A pytree of arrays, whole on every device."""
@@ -182,11 +186,11 @@ class Placement:
 
         return jax.tree.map(from_owners, data)
 
-    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Compiles `function(data, keys, state, num_steps)`, which returns the next state.
+    def compile(self, function: Callable[..., Any], rows_axis: int = 0) -> Callable[..., Any]:
+        """Compiles `function(data, keys, state, steps)`, which returns the next state.
 
-        The data come from `put_rows`; all else is replicated. The memory of the state may be
-        reused.
+        The data come from `put_rows` with the same `rows_axis`; all else is replicated. The memory
+        of the state may be reused.
         """
         if self.mode == "pmap":
             return jax.pmap(
@@ -196,7 +200,7 @@ class Placement:
                 out_axes=None,
                 devices=self.devices,
             )
-        rows, whole = P(AXIS), P()
+        rows, whole = _spec(rows_axis), P()
         if self.mode == "shard_map":
             function = jax.shard_map(
                 function, mesh=self.mesh, in_specs=(rows, whole, whole, whole), out_specs=whole
@@ -235,6 +239,10 @@ class Placement:
 def _place(array: np.ndarray, sharding: NamedSharding) -> Array:
     # Unlike device_put, this asks no other process whether it holds the same.
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _spec(rows_axis: int) -> P:
+    return P(*[None] * rows_axis, AXIS)
 
 
 def is_primary() -> bool:

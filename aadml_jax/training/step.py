@@ -112,18 +112,44 @@ def make_run_steps(
 
     def run_steps(data: Batch, keys: RunKeys, state: TrainState, num_steps: Array) -> TrainState:
         epoch = state.step // steps_per_epoch
-        order = jax.random.permutation(jax.random.fold_in(keys.shuffle, epoch), num_rows)
+        order = epoch_order(keys, epoch, num_rows)
 
-        def body(_: Array, state: TrainState) -> TrainState:
-            first = (state.step % steps_per_epoch) * batch_size
-            rows = jax.lax.dynamic_slice_in_dim(order, first, batch_size)
-            return train_step(state, placement.take(data, rows), keys.dropout)
+        def batch_at(step: Array) -> Batch:
+            first = (step % steps_per_epoch) * batch_size
+            return placement.take(data, jax.lax.dynamic_slice_in_dim(order, first, batch_size))
 
-        is_new_epoch = state.step % steps_per_epoch == 0
-        sums = jax.tree.map(lambda total: jnp.where(is_new_epoch, 0, total), state.epoch_sums)
-        return jax.lax.fori_loop(0, num_steps, body, state._replace(epoch_sums=sums))
+        state = begin_epoch(state, steps_per_epoch)
+        return repeat_step(train_step, batch_at, keys, state, num_steps)
 
     # Data and keys are arguments, not constants: the cached program then serves every seed.
     compiled = placement.compile(run_steps)
     data, keys = placement.put_rows(data, num_rows), placement.put_whole(keys)
     return lambda state, num_steps: compiled(data, keys, state, np.int32(num_steps))
+
+
+def epoch_order(keys: RunKeys, epoch: Array, num_rows: int) -> Array:
+    """The order of an epoch's rows, int32 [N]: a permutation drawn from (seed, epoch)."""
+    return jax.random.permutation(jax.random.fold_in(keys.shuffle, epoch), num_rows)
+
+
+def begin_epoch(state: TrainState, steps_per_epoch: int) -> TrainState:
+    """The state with sums that begin anew where an epoch does."""
+    is_new_epoch = state.step % steps_per_epoch == 0
+    sums = jax.tree.map(lambda total: jnp.where(is_new_epoch, 0, total), state.epoch_sums)
+    return state._replace(epoch_sums=sums)
+
+
+def repeat_step(
+    train_step: TrainStep,
+    batch_at: Callable[[Array], Batch],
+    keys: RunKeys,
+    state: TrainState,
+    num_steps: Array,
+) -> TrainState:
+    """Within a compiled program: the state after some steps, each with the batch of its number."""
+    return jax.lax.fori_loop(
+        0,
+        num_steps,
+        lambda _, state: train_step(state, batch_at(state.step), keys.dropout),
+        state,
+    )

@@ -2,53 +2,15 @@
 
 import importlib.util
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
-import h5py
 import numpy as np
 import pytest
+from running import ROOT, run, start, write_feature_file
 
-from aadml_jax.data import SyntheticSpec, make_synthetic
-
-ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = ROOT.parent / "shared" / "data" / "fsdd_mnist.h5"
 SMALL = ("--epochs=6", "--eval_every=2", "--hidden_sizes=16,16", "--learning_rate=0.01")
-
-
-def start(binary, *arguments, cwd=ROOT):
-    return subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{binary}", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(binary, *arguments, cwd=ROOT):
-    """Runs a binary to its end; returns exit status, output and errors."""
-    process = start(binary, *arguments, cwd=cwd)
-    output, errors = process.communicate(timeout=240)
-    return process.returncode, output, errors
-
-
-def write_feature_file(path, seed=0, audio_dim=8):
-    spec = SyntheticSpec(
-        num_classes=3, audio_dim=audio_dim, visual_dim=12, train_size=50, test_size=20, seed=seed
-    )
-    dataset = make_synthetic(spec)
-    with h5py.File(path, "w") as file:
-        for split, rows in (("train", dataset.train), ("test", dataset.test)):
-            file[f"audio_{split}"] = rows.audio
-            file[f"visual_{split}"] = rows.visual
-            file[f"lab_{split}"] = rows.labels + 1
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+from aadml_jax.data import load_dataset
+from aadml_jax.data.tfds_folders import write_tfds_folder
 from aadml_jax.objective import METRIC_LOSSES
 from aadml_jax.training.loop import restore_for_evaluation
 
@@ -37,8 +39,13 @@ def final_bytes(folder):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
-def test_kills_at_random_moments_change_nothing(tmp_path):
+@pytest.mark.parametrize("placed", ["device", "stream"])
+def test_kills_at_random_moments_change_nothing(tmp_path, placed):
     flags = ("--smoke", "--epochs=30", "--eval_every=2", "--checkpoint_every=1")
+    if placed == "stream":
+        pytest.importorskip("grain", reason="the extra 'stream' is not installed")
+        write_tfds_folder(load_dataset("synthetic"), tmp_path)
+        flags = (*flags, "--dataset=tfds:synthetic", f"--data_dir={tmp_path}", "--input=stream")
     started = time.monotonic()
     train(tmp_path / "undisturbed", *flags)
     length = time.monotonic() - started
@@ -72,7 +79,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_saved(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
     )
     assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].startswith("error: a file of the run cannot be written (")
+    assert run.stderr.splitlines()[-1].startswith("error: a file cannot be written (")
     train(folder, *flags)
     assert final_bytes(folder) == final_bytes(tmp_path / "undisturbed")
     logs = [(run / "metrics.jsonl").read_bytes() for run in (folder, tmp_path / "undisturbed")]

@@ -1,22 +1,20 @@
 """Several processes of one run on this machine, two devices each."""
 
+import dataclasses
 import json
 import os
-import pathlib
 import socket
 import subprocess
 import sys
 import time
 
 import h5py
-import jax
 import numpy as np
 import pytest
+from running import ROOT, final_state
 
-from aadml_jax.data import SyntheticSpec, make_synthetic
-from aadml_jax.training.loop import restore_for_evaluation
-
-ROOT = pathlib.Path(__file__).parents[2]
+from aadml_jax.data import SyntheticSpec, make_synthetic, open_feature_file
+from aadml_jax.data.tfds_folders import write_tfds_folder
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +73,6 @@ def train(folder, *flags, **options):
     return outputs
 
 
-def final_state(folder):
-    stored = json.loads((folder / "config.json").read_text())
-    _, state, _ = restore_for_evaluation(folder, stored, "latest")
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-
-
 def log_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -137,6 +129,19 @@ def test_a_killed_process_ends_the_others_and_the_rerun_resumes_exactly(
 def test_every_mode_runs_on_two_processes(two_processes, small, tmp_path, mode):
     train(tmp_path, *small, f"--parallel={mode}")
     assert_same_run(tmp_path, two_processes[0])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_processes_stream_what_they_would_hold(two_processes, small, tmp_path, mode):
+    pytest.importorskip("grain", reason="the extra 'stream' is not installed")
+    path = next(flag for flag in small if flag.startswith("--features_file=")).split("=")[1]
+    dataset = dataclasses.replace(open_feature_file(path), name="mine")
+    write_tfds_folder(dataset, tmp_path)
+    flags = ("--dataset=tfds:mine", f"--data_dir={tmp_path}", "--input=stream", *small[2:])
+    folder = tmp_path / "run"
+    train(folder, *flags, f"--parallel={mode}")
+    assert_same_run(folder, two_processes[0])
 
 
 @pytest.mark.full

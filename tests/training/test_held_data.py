@@ -129,13 +129,11 @@ def test_statistics_add_up_over_parts():
 
         return fit_standardization(part, 9, sum_over_all), seen
 
-    means = [sums(part, None)[1] for part in parts]
-    first = {0: means[0][0] + means[1][0], 2: means[0][2] + means[1][2]}
-    squares = [
-        [np.square(getattr(part, field) - first[place] / 9).sum(axis=0) for part in parts]
-        for field, place in (("audio", 0), ("visual", 2))
-    ]
-    totals = [first[0], sum(squares[0]), first[2], sum(squares[1])]
+    added = [sums(part, None)[1] for part in parts]
+    totals = [added[0][place] + added[1][place] for place in range(2)]
+    for field, total in zip(("audio", "visual"), list(totals), strict=True):
+        columns = [getattr(part, field).astype(np.float64) for part in parts]
+        totals.append(sum(np.square(column - total / 9).sum(axis=0) for column in columns))
     for part in parts:
         statistics, _ = sums(part, totals)
         for actual, expected in zip(statistics, whole, strict=True):

@@ -1,0 +1,155 @@
+"""Streamed rows: the same training as on rows held on the devices, from any step on."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from aadml_jax.data import FeatureStandardization, PairedFeatures, StoredFeatures, standardize
+from aadml_jax.errors import UserError
+from aadml_jax.models import TwoTowers
+from aadml_jax.training import streaming
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.parallel import Placement, one_device
+from aadml_jax.training.state import build_optimizer, init_state, run_keys
+from aadml_jax.training.step import Batch, make_run_steps, make_train_step
+
+pytest.importorskip("grain", reason="the extra 'stream' is not installed")
+
+ROWS, BATCH_SIZE, CLASSES = 43, 8, 3  # five steps an epoch, three rows left out
+RNG = np.random.default_rng(0)
+FEATURES = PairedFeatures(
+    RNG.normal(size=(ROWS, 4)) + 2, RNG.normal(size=(ROWS, 6)), RNG.integers(0, CLASSES, ROWS)
+)
+STATISTICS = FeatureStandardization(
+    *(RNG.uniform(1, 2, size).astype(np.float32) for size in (4, 4, 6, 6))
+)
+CONFIG = TrainConfig(hidden_sizes=(5,), dropout=0.3, learning_rate=1e-2, seed=3)
+
+
+def stored(seen=None, broken_row=None):
+    def read(rows):
+        if seen is not None:
+            seen.append(rows)
+        if broken_row in rows:
+            raise UserError(f"row {broken_row} cannot be read")
+        return FEATURES.audio[rows], FEATURES.visual[rows]
+
+    return StoredFeatures(FEATURES.labels, 4, 6, read, np.arange(ROWS), "made", random_access=True)
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch):
+    """Chunks of two steps, so that an epoch of five ends within one."""
+    monkeypatch.setattr(streaming, "_STEPS_PER_CHUNK", 2)
+
+
+def initial_state(placement):
+    state = init_state(CONFIG, num_classes=CLASSES, standardization=STATISTICS)
+    return placement.put_whole(state)
+
+
+def train_step(placement):
+    return make_train_step(
+        TwoTowers(CLASSES, CONFIG.hidden_sizes, CONFIG.dropout),
+        build_optimizer(CONFIG),
+        CONFIG.objective_options(),
+        placement,
+    )
+
+
+def streamed(placement=None, features=None):
+    placement = placement or one_device()
+    return streaming.make_stream_steps(
+        train_step(placement),
+        features or stored(),
+        batch_size=BATCH_SIZE,
+        keys=run_keys(3),
+        standardization=STATISTICS,
+        placement=placement,
+    )
+
+
+@functools.cache
+def held(num_steps):
+    """The states after each epoch of training on rows that the device holds, and after the last."""
+    placement = one_device()
+    rows = standardize(FEATURES, STATISTICS)
+    run = make_run_steps(
+        train_step(placement),
+        Batch(rows.audio, rows.visual, rows.labels),
+        batch_size=BATCH_SIZE,
+        keys=run_keys(3),
+        placement=placement,
+    )
+    return jax.tree.map(np.asarray, run_in_calls(run, initial_state(placement), num_steps, 5))
+
+
+def run_in_calls(run, state, num_steps, steps_per_call):
+    """Runs some steps, in calls that stay within an epoch of five."""
+    while (step := int(state.step)) < num_steps:
+        state = run(state, min(steps_per_call, num_steps - step, 5 - step % 5))
+    return state
+
+
+def assert_close(actual, expected, tolerance):
+    for leaf, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(leaf - wanted) <= tolerance * max(np.linalg.norm(wanted), 1e-6)
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 3, 5])
+def test_streamed_rows_train_as_held_ones(steps_per_call):
+    placement = one_device()
+    state = run_in_calls(streamed(), initial_state(placement), 12, steps_per_call)
+    assert_close(state, held(12), 1e-6)
+    assert int(state.step) == 12
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap", "shard_map"])
+def test_devices_share_the_streamed_rows(mode):
+    placement = Placement(tuple(jax.devices()[:4]), mode)
+    state = run_in_calls(streamed(placement), initial_state(placement), 7, 4)
+    assert_close(jax.tree.map(np.asarray, state), held(7), 1e-5)
+
+
+def test_a_stream_goes_on_from_any_step_with_the_same_bytes():
+    whole = run_in_calls(streamed(), initial_state(one_device()), 12, 5)
+    for stop in (1, 4, 5, 8):
+        state = run_in_calls(streamed(), initial_state(one_device()), stop, 3)
+        state = jax.tree.map(np.asarray, state)
+        state = run_in_calls(streamed(), jax.device_put(state), 12, 2)
+        assert_same_bytes(state, whole)
+
+
+def assert_same_bytes(actual, expected):
+    for leaf, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(leaf, wanted)
+
+
+def test_a_process_reads_its_part_of_each_batch_once(monkeypatch):
+    seen = []
+    placement = one_device()
+    monkeypatch.setattr(Placement, "own_rows", lambda self, num_rows: slice(2, 5))
+    monkeypatch.setattr(
+        Placement, "put_rows", lambda self, arrays, *_, **__: jax.tree.map(pad_part, arrays)
+    )
+    run_in_calls(streamed(features=stored(seen)), initial_state(placement), 5, 5)
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(run_keys(3).shuffle, 0), ROWS))
+    wanted = [np.sort(order[step * BATCH_SIZE :][2:5]).tolist() for step in range(5)]
+    assert sorted(rows.tolist() for rows in seen) == sorted(wanted)
+
+
+def pad_part(array):
+    return np.pad(array, [(0, 0), (2, 3)] + [(0, 0)] * (array.ndim - 2))
+
+
+def test_rows_that_cannot_be_read_are_told():
+    with pytest.raises(UserError, match="row 7 cannot be read"):
+        run_in_calls(streamed(features=stored(broken_row=7)), initial_state(one_device()), 10, 5)
+
+
+def test_grain_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(streaming.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--input=stream needs .*install aadml_jax\[stream\]"):
+        streamed()
