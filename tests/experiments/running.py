@@ -16,7 +16,8 @@ from aadml_jax.training.loop import restore_for_evaluation
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def start(binary, *arguments, cwd=ROOT):
+def start(binary, *arguments, cwd=ROOT, **options):
+    """Starts a binary; further options are those of Popen."""
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{binary}", *map(str, arguments)],
         cwd=cwd,
@@ -24,6 +25,7 @@ def start(binary, *arguments, cwd=ROOT):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 

@@ -2,12 +2,9 @@
 
 import importlib.util
 import json
-import signal
-import time
 
-import numpy as np
 import pytest
-from running import ROOT, run, start, write_feature_file
+from running import ROOT, run, write_feature_file
 
 DIGITS = ROOT.parent / "shared" / "data" / "fsdd_mnist.h5"
 SMALL = ("--epochs=6", "--eval_every=2", "--hidden_sizes=16,16", "--learning_rate=0.01")
@@ -91,54 +88,6 @@ def test_evaluate_notices_that_the_data_changed(small_run, tmp_path):
     status, _, errors = run("evaluate", f"--checkpoint={tmp_path / 'run'}")
     assert status == 2
     assert f"{moved} does not hold the data of this run any more" in errors
-
-
-def wait_for_lines(process, path, count):
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and path.read_text().count("\n") >= count:
-            return
-        time.sleep(0.002)
-    assert process.poll() is None, process.communicate()
-    raise AssertionError(f"no {count} lines in {path}")
-
-
-@pytest.mark.parametrize(
-    ("number", "lines"),
-    [
-        (signal.SIGKILL, 3),
-        (signal.SIGTERM, 1),
-        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.full),
-        pytest.param(signal.SIGTERM, 3, marks=pytest.mark.full),
-    ],
-)
-def test_a_stopped_run_resumes_to_the_same_bytes(small_run, tmp_path, number, lines):
-    folder, flags, _ = small_run
-    process = start("train", f"--workdir={tmp_path}", *flags)
-    wait_for_lines(process, tmp_path / "metrics.jsonl", lines)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:  # a signal that comes during the very last evaluation finds the run done
-        assert process.returncode in (0, 1), errors
-        stopped = "stopped by SIGTERM" in errors and "the same command resumes" in errors
-        assert stopped == (process.returncode == 1)
-    status, _, errors = run("train", f"--workdir={tmp_path}", *flags)
-    assert status == 0, errors
-    assert without_seconds(tmp_path) == without_seconds(folder)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
-    assert final_bytes(tmp_path) == final_bytes(folder)
-
-
-def final_bytes(folder):
-    import jax
-
-    from aadml_jax.training.loop import restore_for_evaluation
-
-    stored = json.loads((folder / "config.json").read_text())
-    _, state, _ = restore_for_evaluation(folder, stored, "latest")
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
 @pytest.mark.parametrize(

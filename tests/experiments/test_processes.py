@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from running import ROOT, final_state
 
 from aadml_jax.data import SyntheticSpec, make_synthetic, open_feature_file
 from aadml_jax.data.tfds_folders import write_tfds_folder
+
+NUM_KILLS = int(os.environ.get("AADML_TEST_KILLS", 4))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,14 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def wait_for_lines(processes, folder, count):
+    deadline = time.monotonic() + 200
+    while not (folder / "metrics.jsonl").exists() or len(log_of(folder)) < count:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.02)
+
+
 @pytest.fixture(scope="module")
 def two_processes(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
@@ -106,11 +118,7 @@ def test_a_killed_process_ends_the_others_and_the_rerun_resumes_exactly(
 ):
     undisturbed, _ = two_processes
     processes = start(tmp_path, *small, "--checkpoint_every=1", "--steps_per_call=1")
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "metrics.jsonl").exists() or len(log_of(tmp_path)) < 2:
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in processes), finish(processes)
-        time.sleep(0.02)
+    wait_for_lines(processes, tmp_path, 2)
     processes[1].kill()
     statuses, outputs = finish(processes, timeout=90)
     assert statuses[0] == 1, outputs
@@ -119,6 +127,48 @@ def test_a_killed_process_ends_the_others_and_the_rerun_resumes_exactly(
 
     (shown, _), _ = train(tmp_path, *small, "--checkpoint_every=1")
     assert "resuming after" in shown
+    assert log_of(tmp_path) == log_of(undisturbed)
+    for leaf, wanted in zip(final_state(tmp_path), final_state(undisturbed), strict=True):
+        np.testing.assert_array_equal(leaf, wanted)
+
+
+@pytest.mark.full
+def test_kills_of_either_process_at_random_moments(two_processes, small, tmp_path):
+    undisturbed, _ = two_processes
+    flags = (*small, "--checkpoint_every=1", "--steps_per_call=1")
+    started = time.monotonic()
+    train(tmp_path / "whole", *flags)
+    length = time.monotonic() - started
+    moments = random.Random(0)
+    for _ in range(NUM_KILLS):
+        processes = start(tmp_path / "killed", *flags)
+        time.sleep(moments.uniform(0.3, 1.0) * length)
+        killed = processes[moments.randrange(2)]
+        killed.kill()
+        # One that had finished already, or had nothing left to wait for, ends well.
+        statuses, outputs = finish(processes, timeout=200)
+        assert set(statuses) <= {-signal.SIGKILL, 0, 1}, outputs
+    train(tmp_path / "killed", *flags)
+    assert log_of(tmp_path / "killed") == log_of(undisturbed)
+    for leaf, wanted in zip(
+        final_state(tmp_path / "killed"), final_state(undisturbed), strict=True
+    ):
+        np.testing.assert_array_equal(leaf, wanted)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_signal_to_one_process_stops_all_with_the_state_saved(
+    two_processes, small, tmp_path, number
+):
+    undisturbed, _ = two_processes
+    processes = start(tmp_path, *small, "--steps_per_call=1")
+    wait_for_lines(processes, tmp_path, 1)
+    processes[number].terminate()
+    statuses, outputs = finish(processes)
+    assert statuses == [1, 1], outputs
+    assert "stopped by SIGTERM" in outputs[0][1]
+    train(tmp_path, *small)
     assert log_of(tmp_path) == log_of(undisturbed)
     for leaf, wanted in zip(final_state(tmp_path), final_state(undisturbed), strict=True):
         np.testing.assert_array_equal(leaf, wanted)

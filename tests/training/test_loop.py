@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -143,6 +144,25 @@ def test_a_signal_saves_the_state_and_the_rerun_ends_with_the_same_bytes(
     assert train(tmp_path)["best"] == result["best"]
     assert restored_bytes(tmp_path) == expected
     assert log_of(tmp_path) == log_of(folder)
+
+
+def test_a_clock_that_is_set_changes_nothing(undisturbed, tmp_path, monkeypatch):
+    folder, _, expected = undisturbed
+    real, offset = time.time, [0]
+    write = loop.MetricLog.write
+
+    def write_and_set_back(*args):
+        offset[0] -= 86_400
+        write(*args)
+
+    monkeypatch.setattr(time, "time", lambda: real() + offset[0])
+    monkeypatch.setattr(loop.MetricLog, "write", write_and_set_back)
+    train(tmp_path, epochs=2)
+    offset[0] = 365 * 86_400
+    result = train(tmp_path)
+    assert restored_bytes(tmp_path) == expected
+    assert log_of(tmp_path) == log_of(folder)
+    assert 0 < result["seconds"] < 3_600
 
 
 def test_a_finished_run_repeats_its_result_without_training(undisturbed, tmp_path):
