@@ -86,7 +86,7 @@ def make_stream_steps(
         epoch, begun = divmod(step, steps_per_epoch)
         order = np.asarray(epoch_order(keys, np.int32(epoch), len(features)))
         order = order[: steps_per_epoch * batch_size].reshape(-1, batch_size)
-        batches = _read_ahead(read_own, order[begun:], 2 * chunk_size)
+        batches = read_ahead(read_own, order[begun:], 2 * chunk_size)
 
         def next_chunk(first: int) -> _Chunk | None:
             read = list(itertools.islice(batches, chunk_size))
@@ -141,10 +141,16 @@ def require_grain() -> None:
         )
 
 
-def _read_ahead(
+def read_ahead(
     read: Callable[[np.ndarray], Batch], items: np.ndarray, num_ahead: int
 ) -> Iterator[Batch]:
-    """Maps `read` over items in threads, in order, some of them ahead of the demand."""
+    """Maps `read` over items in threads, in order, some of them ahead of the demand.
+
+    Args:
+      read: gives the batch of an item; an error it raises comes out of the iterator.
+      items: of any kind, along the first axis.
+      num_ahead: most batches that wait to be taken.
+    """
     import grain
 
     return iter(

@@ -145,9 +145,13 @@ def test_kills_of_either_process_at_random_moments(two_processes, small, tmp_pat
         time.sleep(moments.uniform(0.3, 1.0) * length)
         killed = processes[moments.randrange(2)]
         killed.kill()
-        # One that had finished already, or had nothing left to wait for, ends well.
+        # The other one may have been done with what they do together; and where process 0, which
+        # keeps them in touch, is gone, JAX may be first to notice, and aborts.
         statuses, outputs = finish(processes, timeout=200)
-        assert set(statuses) <= {-signal.SIGKILL, 0, 1}, outputs
+        assert set(statuses) <= {-signal.SIGKILL, -signal.SIGABRT, 0, 1}, outputs
+        for status, (_, errors) in zip(statuses, outputs, strict=True):
+            if status in (1, -signal.SIGABRT):
+                assert "the others stop with it" in errors or "another task died" in errors
     train(tmp_path / "killed", *flags)
     assert log_of(tmp_path / "killed") == log_of(undisturbed)
     for leaf, wanted in zip(

@@ -1,0 +1,169 @@
+"""Rows a second that are written, read and streamed, beside a plain copy of the same bytes.
+
+    python -m benchmarks.data_speed
+
+The data are random, in the sizes of VEGAS unless --rows says otherwise, in a temporary folder (set
+TMPDIR to measure another disk). Files come from the page cache after the warm-up. The last rows
+train an epoch, with rows held on the device and streamed: what a stream costs where training is the
+slower part.
+"""
+
+import functools
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+import h5py
+import jax
+import numpy as np
+from absl import flags
+
+from aadml_jax.data import (
+    PairedFeatures,
+    RetrievalDataset,
+    load_feature_file,
+    open_feature_file,
+)
+from aadml_jax.data.tfds_folders import open_tfds_folder, write_tfds_folder
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.held_data import hold
+from aadml_jax.training.parallel import one_device
+from aadml_jax.training.state import build_model, build_optimizer, init_state, run_keys
+from aadml_jax.training.step import make_run_steps, make_train_step
+from aadml_jax.training.streaming import make_stream_steps, read_ahead
+from benchmarks import side_by_side
+from experiments import command_line
+
+_AUDIO_DIM, _VISUAL_DIM, _CLASSES, _TEST_ROWS = 128, 1024, 10, 400
+_ROW_BYTES = 4 * (_AUDIO_DIM + _VISUAL_DIM)
+
+_ROWS = flags.DEFINE_integer("rows", 22_482, "training rows", lower_bound=400)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 400, "rows of a batch", lower_bound=1)
+side_by_side.define_flags(rounds=5)
+
+
+def make_dataset(rows: int) -> RetrievalDataset:
+    """Random rows with every class."""
+    rng = np.random.default_rng(0)
+    splits = (
+        PairedFeatures(
+            rng.standard_normal((count, _AUDIO_DIM), np.float32),
+            rng.standard_normal((count, _VISUAL_DIM), np.float32),
+            np.arange(count) % _CLASSES,
+        )
+        for count in (rows, _TEST_ROWS)
+    )
+    return RetrievalDataset("measured", *splits, _CLASSES, "random numbers")
+
+
+def write_feature_file(dataset: RetrievalDataset, path: pathlib.Path) -> None:
+    """The layout with six keys, neither chunked nor compressed."""
+    with h5py.File(path, "w") as file:
+        for name, split in (("train", dataset.train), ("test", dataset.test)):
+            file[f"audio_{name}"], file[f"visual_{name}"] = split.audio, split.visual
+            file[f"lab_{name}"] = split.labels
+
+
+def make_prepare(path: pathlib.Path, folder: pathlib.Path) -> Callable[[], object]:
+    """A function that writes the rows of a feature file as shards, each time anew."""
+    numbers = iter(range(10**6))
+
+    def prepare() -> object:
+        data_dir = folder / f"written{next(numbers)}"
+        return write_tfds_folder(open_feature_file(path), data_dir)
+
+    return prepare
+
+
+def make_epoch(dataset: RetrievalDataset, batch_size: int, *, streamed: bool) -> Callable:
+    """A function that trains an epoch, its rows held or streamed."""
+    config, placement = TrainConfig(), one_device()
+    data = hold(dataset, streamed=streamed)
+    step = make_train_step(
+        build_model(config, _CLASSES), build_optimizer(config), config.objective_options()
+    )
+    common = {"batch_size": batch_size, "keys": run_keys(0), "placement": placement}
+    if streamed:
+        run_steps = make_stream_steps(
+            step, data.train, standardization=data.standardization, **common
+        )
+    else:
+        run_steps = make_run_steps(step, data.train, **common)
+    state = [init_state(config, num_classes=_CLASSES, standardization=data.standardization)]
+
+    def run() -> None:
+        state[0] = run_steps(state[0], data.num_train // batch_size)
+        jax.block_until_ready(state[0])
+
+    return run
+
+
+def subjects(folder: pathlib.Path, rows: int, batch_size: int) -> list[side_by_side.Subject]:
+    """What is measured; units are rows."""
+    path = folder / "features.h5"
+    write_feature_file(make_dataset(rows), path)
+    shards = write_tfds_folder(open_feature_file(path), folder)
+    prepared = open_tfds_folder(shards)
+    order = np.random.default_rng(1).permutation(rows)
+    batches = order[: rows // batch_size * batch_size].reshape(-1, batch_size)
+
+    def read_batches() -> None:
+        for batch in batches:
+            prepared.train.take(batch)
+
+    def stream() -> None:
+        for _ in read_ahead(prepared.train.take, batches, 16):
+            pass
+
+    def read_by_tfds() -> None:
+        import tensorflow_datasets as tfds
+
+        source = tfds.builder_from_directory(shards).as_data_source(split="train")
+        for batch in batches:
+            source.__getitems__(batch.tolist())
+
+    both, one = rows + _TEST_ROWS, batches.size
+    reads = (
+        ("copy of the feature file into memory", path.read_bytes, both),
+        ("feature file: read and checked", lambda: load_feature_file(path), both),
+        ("shards: read in order and checked", lambda: open_tfds_folder(shards).loaded(), both),
+        (f"shards: random batches of {batch_size}", read_batches, one),
+        ("the same by the decoder of TFDS, unchecked", read_by_tfds, one),
+        ("the same ahead of the demand, in threads", stream, one),
+        ("feature file to shards", make_prepare(path, folder), both),
+    )
+    measured = [
+        side_by_side.Subject(name, lambda run=run: run, units=units) for name, run, units in reads
+    ]
+    for word, is_streamed in (("held", False), ("streamed", True)):
+        prepare = functools.partial(make_epoch, prepared, batch_size, streamed=is_streamed)
+        name = f"training, rows {word}"
+        measured.append(side_by_side.Subject(name, prepare, units=one, compiles=True))
+    return measured
+
+
+def main() -> None:
+    """Measures and prints."""
+    with side_by_side.session(None), tempfile.TemporaryDirectory() as folder:
+        results = side_by_side.measure(
+            subjects(pathlib.Path(folder), _ROWS.value, _BATCH_SIZE.value)
+        )
+        table = side_by_side.Table(
+            (f"{_ROWS.value:,} rows of {_ROW_BYTES:,} bytes", -43),
+            ("µs a row: median (min–max)", 26),
+            ("CPU µs", 7),
+            ("rounds", 6),
+            ("rows/s", 9),
+            ("GB/s", 6),
+            ("note", -1),
+        )
+        for result in results:
+            speeds = "–", "–"
+            if not result.reason:
+                rate = 1 / result.wall
+                speeds = f"{rate:,.0f}", f"{rate * _ROW_BYTES / 1e9:.2f}"
+            table.row(result.subject.name, *result.cells(scale=1e6), *speeds, result.remark)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
