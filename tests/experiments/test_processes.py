@@ -19,6 +19,13 @@ from aadml_jax.data import SyntheticSpec, make_synthetic, open_feature_file
 from aadml_jax.data.tfds_folders import write_tfds_folder
 
 NUM_KILLS = int(os.environ.get("AADML_TEST_KILLS", 4))
+WORDS_AT_THE_END = {
+    -signal.SIGKILL: [""],
+    0: [""],
+    1: ["the others stop with it"],
+    2: ["the other processes cannot be joined"],
+    -signal.SIGABRT: ["another task died", "leader task was preempted/died"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -145,13 +152,11 @@ def test_kills_of_either_process_at_random_moments(two_processes, small, tmp_pat
         time.sleep(moments.uniform(0.3, 1.0) * length)
         killed = processes[moments.randrange(2)]
         killed.kill()
-        # The other one may have been done with what they do together; and where process 0, which
-        # keeps them in touch, is gone, JAX may be first to notice, and aborts.
+        # The other one may be done with what they do together, or not have joined yet; and where
+        # process 0, which keeps them in touch, is gone, JAX may be first to notice, and aborts.
         statuses, outputs = finish(processes, timeout=200)
-        assert set(statuses) <= {-signal.SIGKILL, -signal.SIGABRT, 0, 1}, outputs
         for status, (_, errors) in zip(statuses, outputs, strict=True):
-            if status in (1, -signal.SIGABRT):
-                assert "the others stop with it" in errors or "another task died" in errors
+            assert any(words in errors for words in WORDS_AT_THE_END[status]), (status, errors)
     train(tmp_path / "killed", *flags)
     assert log_of(tmp_path / "killed") == log_of(undisturbed)
     for leaf, wanted in zip(
