@@ -112,7 +112,9 @@ def subjects(folder: pathlib.Path, rows: int, batch_size: int) -> list[side_by_s
             prepared.train.take(batch)
 
     def stream() -> None:
-        for _ in read_ahead(prepared.train.take, batches, 16):
+        for _ in read_ahead(
+            lambda number: prepared.train.take(batches[number]), range(len(batches)), 16
+        ):
             pass
 
     def read_by_tfds() -> None:

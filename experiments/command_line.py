@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import pathlib
+import socket
 import sys
 import traceback
 import types
@@ -103,8 +104,9 @@ def run(main: Callable[[], int | None]) -> None:
                 raise
             traceback.print_exc()
             _fail(
-                f"process {_process_id()} of this run stops ({_first_line(error)}); the others "
-                "stop with it. Start all of them again, and the run resumes",
+                f"a process of this run, {os.getpid()} on {socket.gethostname()}, stops "
+                f"({_first_line(error)}); the others stop with it. Start all of them again, and "
+                "the run resumes",
                 1,
             )
 
@@ -136,10 +138,6 @@ def _write_failure(error: BaseException | None) -> str | None:
 def _is_one_of_several() -> bool:
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
-
-
-def _process_id() -> int:
-    return sys.modules["jax"].process_index()
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from aadml_jax.data import open_dataset
 from aadml_jax.training import config as configuration
 from aadml_jax.training.held_data import hold
 from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
-from aadml_jax.training.parallel import all_devices, is_primary
+from aadml_jax.training.parallel import all_devices, is_primary, require_agreement
 from aadml_jax.training.reporting import result_table
 from aadml_jax.training.run_folder import RESULT_FILE, RunFolder
 from aadml_jax.training.streaming import require_grain
@@ -43,6 +43,10 @@ def main() -> int:
     )
     dataset = configuration.apply_smoke_subset(config, dataset)
     config = configuration.resolve(config, len(dataset.train))
+    require_agreement(
+        configuration.common_fields(config),
+        "give all of them the same flags but for --process_id",
+    )
     placement = all_devices(config.parallel)
     placement.check_batch_size(config.batch_size)
     is_streamed = config.input == "stream"

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -118,6 +119,7 @@ def dataset_spec(name: str) -> DatasetSpec:
     """
     prepared = name.removeprefix(TFDS_PREFIX)
     if prepared != name:
+        require_prepared_name(prepared, f"give --dataset={TFDS_PREFIX}NAME")
         known = DATASETS.get(prepared)
         return DatasetSpec(
             description=f"{prepared}, prepared as a folder of TFDS.",
@@ -134,6 +136,19 @@ def dataset_spec(name: str) -> DatasetSpec:
             f"{TFDS_PREFIX}NAME for one that was prepared"
         )
     return DATASETS[name]
+
+
+def require_prepared_name(name: str, remedy: str) -> None:
+    """Checks that a name can be that of a folder of TFDS.
+
+    Raises:
+      UserError: It can't; `remedy` ends the message.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(
+            f"the name {name!r} does not suit a data set of TFDS: lower-case letters, digits and "
+            f"underscores do; {remedy}"
+        )
 
 
 def load_dataset(

@@ -26,10 +26,13 @@ class FeatureStandardization(NamedTuple):
     visual_scale: np.ndarray
 
 
+Sums = Callable[[], list[np.ndarray]]
+
+
 def fit_standardization(
     train: PairedFeatures | StoredFeatures,
     num_rows: int | None = None,
-    sum_over_all: Callable[[np.ndarray], np.ndarray] = lambda partial_sum: partial_sum,
+    sum_over_all: Callable[[Sums], list[np.ndarray]] = lambda compute: compute(),
 ) -> FeatureStandardization:
     """Measures mean and standard deviation (divisor N) of each feature, in float64.
 
@@ -38,13 +41,15 @@ def fit_standardization(
     Args:
       train: The rows to measure. Fitting on test rows would leak them into training.
       num_rows: N, where `train` holds only a part of the rows.
-      sum_over_all: Then gives the sum over all parts for the sum over one, float64 [D].
+      sum_over_all: Then gives the sums over all parts, float64 [Da] and [Dv], for a function that
+        computes those over one.
     """
     num_rows = num_rows or len(train)
 
     def sums(of_block: Callable[[PairedFeatures], tuple[np.ndarray, ...]]) -> list[np.ndarray]:
-        totals = map(sum, zip(*map(of_block, train.blocks()), strict=True))
-        return [sum_over_all(total) for total in totals]
+        return sum_over_all(
+            lambda: list(map(sum, zip(*map(of_block, train.blocks()), strict=True)))
+        )
 
     def squares_around_means(block: PairedFeatures) -> tuple[np.ndarray, ...]:
         return tuple(

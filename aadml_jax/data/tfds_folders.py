@@ -9,6 +9,7 @@ a folder as well.
 
 import base64
 import contextlib
+import fcntl
 import functools
 import io
 import os
@@ -24,6 +25,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
+from aadml_jax.data.catalog import DATASETS, require_prepared_name
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
 from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset
 from aadml_jax.data.standardization import FeatureStandardization, fit_standardization
@@ -46,28 +48,40 @@ def write_tfds_folder(dataset: RetrievalDataset, data_dir: str | os.PathLike[str
     Raises:
       UserError: The name does not suit TFDS, the folder exists, or it cannot be written.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", dataset.name):
-        raise UserError(
-            f"the name {dataset.name!r} does not suit a data set of TFDS; use lower-case letters, "
-            "digits and underscores"
-        )
+    require_prepared_name(dataset.name, "set another one with --name")
     data_dir = pathlib.Path(os.path.expanduser(data_dir)).absolute()
     folder = data_dir / dataset.name / VERSION
-    if folder.exists():
-        raise UserError(f"{folder} exists already; remove it or choose another folder")
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _held(folder.parent):
+            if folder.exists():
+                raise UserError(f"{folder} exists already; remove it or choose another folder")
+            for leftover in folder.parent.glob(f"incomplete.*_{VERSION}"):
+                shutil.rmtree(leftover)
+            tfds.disable_progress_bar()
+            # TFDS tells of downloads, of which there are none.
+            with contextlib.redirect_stdout(io.StringIO()):
+                _Builder(dataset, data_dir).download_and_prepare()
     except OSError as error:
         raise UserError(
-            f"{data_dir} cannot be written to ({error.strerror}); choose another folder"
+            f"{folder} cannot be written ({error.strerror or error}); make room, or choose another "
+            "folder"
         ) from error
-    for leftover in folder.parent.glob(f"incomplete.*_{VERSION}"):
-        shutil.rmtree(leftover)
-    tfds.disable_progress_bar()
-    # TFDS tells of downloads, of which there are none.
-    with contextlib.redirect_stdout(io.StringIO()):
-        _Builder(dataset, data_dir).download_and_prepare()
     return folder
+
+
+@contextlib.contextmanager
+def _held(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps others from writing the same data set; a killed holder lets go."""
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is being written by another process; wait for it, or choose another "
+                "folder"
+            ) from None
+        yield
 
 
 def open_tfds_folder(
@@ -137,9 +151,10 @@ def newest_version(data_dir: str | os.PathLike[str], name: str) -> pathlib.Path:
         if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").is_file()
     ]
     if not versions:
+        origin = name if name in DATASETS else f"features --features_file=FILE.h5 --name={name}"
         raise UserError(
             f"{parent} holds no data set; write it with python -m experiments.prepare "
-            f"--dataset={name} --output={parent.parent}"
+            f"--dataset={origin} --output={parent.parent}"
         )
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
 

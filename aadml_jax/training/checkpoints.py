@@ -4,6 +4,9 @@ A checkpoint holds NumPy arrays, the form that restores unchanged on another num
 another backend. Orbax writes it under a temporary name and renames it when it is complete, so that
 a run killed at any moment leaves whole checkpoints only. The newest two and the best are kept: the
 second newest is what a run falls back to if the newest was damaged on disk.
+
+Of the processes of a run, which all hold the whole state, the primary one writes and reads; the
+others get from it what it has read. So no two of them can take a different view of what is on disk.
 """
 
 import dataclasses
@@ -17,7 +20,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from aadml_jax.errors import UserError
-from aadml_jax.training.parallel import is_primary
+from aadml_jax.training.parallel import from_primary, is_primary, largest_of_all_processes
 from aadml_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -41,7 +44,10 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints in one run folder; a context manager that waits for pending writes."""
+    """The checkpoints in one run folder; a context manager that waits for pending writes.
+
+    Every process of a run calls the same methods in the same order.
+    """
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
         """Opens the folder.
@@ -55,13 +61,17 @@ class Checkpoints:
         """
         self._damaged: set[int] = set()
         self._folder = workdir.absolute() / FOLDER
+        self._manager = None
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(f"{self._folder} is not a folder; remove it or use another --workdir")
-        if not read_only and is_primary():
+        if not is_primary():
+            return
+        if not read_only:
             # What a killed run left half written. Orbax's own clean-up runs in a thread that
             # outlives a manager that saves nothing.
             for leftover in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover)
+            self._folder.mkdir(exist_ok=True)
         keep = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(_KEPT_LATEST),
@@ -73,8 +83,11 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep,
                 best_fn=_mean_map,
-                create=not read_only,
+                create=False,
                 enable_async_checkpointing=not read_only,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=0, active_processes={0}
+                ),
             ),
         )
 
@@ -82,14 +95,17 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
     def exist(self) -> bool:
         """Whether there is any checkpoint, readable or not."""
-        return bool(self._manager.all_steps())
+        return bool(largest_of_all_processes(bool(self._manager and self._manager.all_steps())))
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Writes `state` in the background; once per step."""
+        if self._manager is None:
+            return
         # A copy, not a view: the training loop reuses the device memory behind it.
         host = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(state._asdict()))
         step = int(host["step"])
@@ -112,15 +128,17 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until everything saved is on disk."""
-        self._manager.wait_until_finished()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
 
     def best(self) -> tuple[int, float] | None:
         """Step and mean MAP of the best evaluated checkpoint; None if none was evaluated."""
         self.wait()
-        step = self._manager.best_step()
-        if step is None or _mean_map(self._manager.metrics(step)) == _NOT_EVALUATED:
-            return None
-        return step, _mean_map(self._manager.metrics(step))
+        step, mean_map = None, _NOT_EVALUATED
+        if self._manager is not None and (step := self._manager.best_step()) is not None:
+            mean_map = _mean_map(self._manager.metrics(step))
+        step, mean_map = from_primary([np.int64(step or 0), np.float64(mean_map)])
+        return None if mean_map == _NOT_EVALUATED else (int(step), float(mean_map))
 
     def restore_latest(self, template: TrainState) -> tuple[TrainState, Progress] | None:
         """The newest checkpoint that can be read; None if there is none at all.
@@ -132,20 +150,35 @@ class Checkpoints:
           template: a state of the right structure, shapes and dtypes.
 
         Raises:
-          UserError: if checkpoints exist but none can be read, or they are of another shape.
+          UserError: in every process, if checkpoints exist but none can be read, or they are of
+            another shape.
         """
+        restored, failure = None, None
+        if self._manager is not None:
+            try:
+                restored = self._newest(template)
+            except UserError as error:
+                failure = error
+        if largest_of_all_processes(failure is not None):
+            raise failure or UserError(
+                f"{self._folder}: the first process of this run cannot restore a checkpoint; its "
+                "own message says why"
+            )
+        if not largest_of_all_processes(restored is not None):
+            return None
+        return self._shared(restored, template)
+
+    def _newest(self, template: TrainState) -> tuple[TrainState, Progress] | None:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                restored = self.restore(step, template)
+                return self.restore(step, template)
             except UserError:
                 raise
             except Exception as error:  # whatever a damaged file makes the reader raise
                 reason = " ".join(str(error).split())[:200]
                 logging.warning("checkpoint %s/%d is damaged: %s", self._folder, step, reason)
                 self._damaged.add(step)
-                continue
-            return restored
         if steps:
             raise UserError(
                 f"{self._folder}: none of the checkpoints {sorted(steps)} can be read; restore "
@@ -153,8 +186,24 @@ class Checkpoints:
             )
         return None
 
+    def _shared(
+        self, restored: tuple[TrainState, Progress] | None, template: TrainState
+    ) -> tuple[TrainState, Progress]:
+        """What the primary process restored, in all processes."""
+        empty = _like(template), Progress(0, 0.0, None)
+        state, progress = restored or empty
+        mean_map = np.nan if progress.mean_map is None else progress.mean_map
+        leaves, structure = jax.tree.flatten(state)
+        *leaves, epoch, seconds, mean_map = from_primary(
+            [*leaves, np.int64(progress.epoch), np.float64(progress.seconds), np.float64(mean_map)]
+        )
+        progress = Progress(
+            int(epoch), float(seconds), None if np.isnan(mean_map) else float(mean_map)
+        )
+        return jax.tree.unflatten(structure, leaves), progress
+
     def restore(self, step: int, template: TrainState) -> tuple[TrainState, Progress]:
-        """The checkpoint of one step.
+        """The checkpoint of one step, in the primary process.
 
         Args:
           step: of the checkpoint.
@@ -163,10 +212,7 @@ class Checkpoints:
         Raises:
           UserError: if a stored array has another shape or dtype than in the template.
         """
-        expected = jax.tree.map(
-            lambda leaf: np.empty(leaf.shape, leaf.dtype),
-            jax.eval_shape(lambda: template._asdict()),
-        )
+        expected = _like(template)._asdict()
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -183,6 +229,13 @@ class Checkpoints:
                     "it is a checkpoint of another configuration, use another --workdir"
                 )
         return type(template)(**restored.state), Progress(**restored.progress)
+
+
+def _like(template: TrainState) -> TrainState:
+    """Host arrays of the same shapes and dtypes."""
+    return jax.tree.map(
+        lambda leaf: np.empty(leaf.shape, leaf.dtype), jax.eval_shape(lambda: template)
+    )
 
 
 def _mean_map(metrics: dict[str, float]) -> float:

@@ -50,21 +50,25 @@ class TrainConfig:
     """Everything that decides a training run; None stands for a default that `resolve` fills in.
 
     Fields whose metadata has `resumable=True` may change when a run is resumed, since they do not
-    change what an epoch computes. `choices` lists the values of a name.
+    change what an epoch computes (the data are told by their fingerprint). Those with
+    `per_process=True` may differ between the processes of a run. `choices` lists the values of a
+    name.
     """
 
     dataset: str = _setting(
         "synthetic",
         f"data set to train on: {', '.join(DATASETS)}, or tfds:NAME for one that "
         "experiments.prepare wrote",
+        resumable=True,
     )
     data_dir: str | None = _setting(
         None,
         "folder with the feature file of vegas or ave, or with the data sets of tfds:NAME",
         resumable=True,
+        per_process=True,
     )
     features_file: str | None = _setting(
-        None, "HDF5 feature file for --dataset=features", resumable=True
+        None, "HDF5 feature file for --dataset=features", resumable=True, per_process=True
     )
     input: str = _setting(
         "device",
@@ -77,6 +81,7 @@ class TrainConfig:
         None,
         "folder of the run; default runs/<dataset>, runs/<dataset>-smoke with --smoke",
         resumable=True,
+        per_process=True,
     )
     smoke: bool = _setting(
         False,
@@ -147,6 +152,7 @@ class TrainConfig:
         None,
         "write TensorBoard events; default if the extra 'tensorboard' is installed",
         resumable=True,
+        per_process=True,
     )
     parallel: str = _setting(
         "auto",
@@ -156,8 +162,8 @@ class TrainConfig:
     )
     steps_per_call: int | None = _setting(
         None,
-        "most steps of one compiled call; default 64 on CPUs, whose calls then take seconds, and "
-        "an epoch on accelerators. A signal is answered between calls",
+        "most steps of one call; default 64 on CPUs and with --input=stream, whose calls then take "
+        "seconds, and else an epoch. A signal is answered between calls",
         resumable=True,
     )
     coordinator_address: str | None = _setting(
@@ -165,10 +171,14 @@ class TrainConfig:
         "host:port of the first of several processes, which all get the same flags but for "
         "--process_id",
         resumable=True,
+        per_process=True,
     )
     num_processes: int | None = _setting(None, "how many processes take part", resumable=True)
     process_id: int | None = _setting(
-        None, "number of this process, from 0; that one writes for all", resumable=True
+        None,
+        "number of this process, from 0; that one writes for all",
+        resumable=True,
+        per_process=True,
     )
     distributed: bool = _setting(
         False,
@@ -188,6 +198,7 @@ class TrainConfig:
         "auto",
         "folder of compiled programs kept between runs; 'auto' is a user cache folder, 'off' none",
         resumable=True,
+        per_process=True,
     )
 
     def objective_options(self) -> ObjectiveOptions:
@@ -200,6 +211,15 @@ def resumable_fields() -> frozenset[str]:
     """Names of the fields that may change when a run is resumed."""
     fields = dataclasses.fields(TrainConfig)
     return frozenset(field.name for field in fields if field.metadata.get("resumable"))
+
+
+def common_fields(config: TrainConfig) -> dict[str, Any]:
+    """Flags and their values in which all processes of a run must agree."""
+    return {
+        f"--{field.name}": getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if not field.metadata.get("per_process")
+    }
 
 
 def config_from_json(values: dict[str, Any]) -> TrainConfig:

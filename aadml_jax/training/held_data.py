@@ -16,12 +16,14 @@ from aadml_jax.data import (
     identity_standardization,
     standardize,
 )
+from aadml_jax.data.standardization import Sums
 from aadml_jax.errors import UserError
 from aadml_jax.training.parallel import (
     Placement,
     from_all_processes,
     largest_of_all_processes,
     one_device,
+    require_agreement,
     rows_from_all_processes,
 )
 from aadml_jax.training.step import Batch
@@ -71,7 +73,8 @@ def hold(
       streamed: leave the training rows where they are stored.
 
     Raises:
-      UserError: in every process if one cannot read its rows; or if rows cannot be streamed.
+      UserError: in every process, if one cannot read its rows, if they have different data, or if
+        rows cannot be streamed.
     """
     placement = placement or one_device()
     if streamed and not (isinstance(dataset.train, StoredFeatures) and dataset.train.random_access):
@@ -80,6 +83,18 @@ def hold(
             "prepare it with python -m experiments.prepare, then give --dataset=tfds:NAME and "
             "--data_dir"
         )
+    require_agreement(
+        {
+            f"the data of --dataset ({what})": value
+            for what, value in (
+                ("training labels", dataset.train.labels.tobytes()),
+                ("test labels", dataset.test.labels.tobytes()),
+                ("numbers of features", (dataset.audio_dim, dataset.visual_dim)),
+                ("prepared facts", dataset.prepared and dataset.prepared.fingerprint),
+            )
+        },
+        "give all of them the same data",
+    )
     splits = {"train": dataset.train, "test": dataset.test}
     own = {name: placement.own_rows(len(split)) for name, split in splits.items()}
     counts = {name: rows.stop - rows.start for name, rows in own.items()}
@@ -129,17 +144,18 @@ def _measured(
     counts: Mapping[str, int],
 ) -> PreparedFacts:
     """Fingerprint and statistics of all rows, from the parts of all processes."""
-    digests = (
-        rows_from_all_processes(parts[name].row_digests()[: counts[name]])
-        for name in ("train", "test")
+    digests = _agreed(
+        lambda: [parts[name].row_digests()[: counts[name]] for name in ("train", "test")]
     )
 
-    def sum_over_all(partial_sum: np.ndarray) -> np.ndarray:
-        own = partial_sum if counts["train"] else np.zeros_like(partial_sum)
-        return from_all_processes(own).sum(axis=0)
+    def sum_over_all(compute: Sums) -> list[np.ndarray]:
+        sums = _agreed(compute)
+        if not counts["train"]:
+            sums = [np.zeros_like(total) for total in sums]
+        return [from_all_processes(total).sum(axis=0) for total in sums]
 
     return PreparedFacts(
-        dataset.fingerprint_of(*digests),
+        dataset.fingerprint_of(*map(rows_from_all_processes, digests)),
         fit_standardization(parts["train"], len(dataset.train), sum_over_all),
     )
 

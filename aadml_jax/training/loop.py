@@ -27,15 +27,16 @@ from aadml_jax.training.run_folder import (
     MetricLog,
     RunFolder,
     read_run_json,
+    require_same_folder,
     versions,
 )
 from aadml_jax.training.state import TrainState, build_model, build_optimizer, init_state, run_keys
 from aadml_jax.training.step import make_run_steps, make_train_step
 from aadml_jax.training.streaming import make_stream_steps
 
-# A signal is answered between compiled calls, so none may last long: 64 steps take about 8 s at
-# batch 400 on two CPU cores. On an accelerator an epoch takes less.
-_STEPS_PER_CALL_ON_CPU = 64
+# A signal is answered between calls, so none may last long: 64 steps take about 8 s at batch 400 on
+# two CPU cores. On an accelerator an epoch takes less, unless its rows have to be read.
+_STEPS_PER_SLOW_CALL = 64
 _PROFILED_STEPS = 5
 PROFILE_FOLDER = "profile"
 
@@ -138,6 +139,7 @@ def run_training(
       Interrupted: after SIGTERM or SIGINT, with the state saved.
       TrainingDiverged: if the objective stops being finite; earlier checkpoints stay.
     """
+    require_same_folder(folder)
     with Checkpoints(folder.path) as checkpoints:
         if checkpoints.exist():
             check_resumable(read_run_json(folder.path, CONFIG_FILE), config, data.description)
@@ -198,9 +200,9 @@ class _Run:
         else:
             self.run_steps = make_run_steps(train_step, data.train, data.num_train, **common)
         self.evaluate = make_evaluate(self.model, data.test, len(data.test_labels), placement)
-        platform = placement.devices[0].platform
+        is_slow = placement.devices[0].platform == "cpu" or config.input == "stream"
         self.steps_per_call = config.steps_per_call or (
-            _STEPS_PER_CALL_ON_CPU if platform == "cpu" else self.steps_per_epoch
+            _STEPS_PER_SLOW_CALL if is_slow else self.steps_per_epoch
         )
         # The first call compiles, so the trace begins after it.
         self.steps_until_profile = 1 if config.profile else None
@@ -258,16 +260,18 @@ class _Run:
 
     def _run_steps(self, num_steps: int) -> None:
         with contextlib.ExitStack() as stack:
-            if self.steps_until_profile == 0:
-                num_steps = min(num_steps, _PROFILED_STEPS)
-                folder = self.folder.path / PROFILE_FOLDER
-                stack.enter_context(jax.profiler.trace(folder, create_perfetto_trace=True))
-            elif self.steps_until_profile is not None:
-                num_steps = min(num_steps, self.steps_until_profile)
+            if self.steps_until_profile is not None:
+                # All processes take the same steps; the one that writes keeps the trace.
+                is_profiled = self.steps_until_profile == 0
+                num_steps = min(num_steps, self.steps_until_profile or _PROFILED_STEPS)
+                if is_profiled and self.folder.is_writer:
+                    folder = self.folder.path / PROFILE_FOLDER
+                    stack.enter_context(jax.profiler.trace(folder, create_perfetto_trace=True))
+                self.steps_until_profile = (
+                    None if is_profiled else self.steps_until_profile - num_steps
+                )
             self.state = self.run_steps(self.state, num_steps)
             jax.block_until_ready(self.state)
-        if self.steps_until_profile is not None:
-            self.steps_until_profile -= num_steps
 
     def _finish_epoch(
         self, epoch: int, log: MetricLog, events: TensorBoard, display: ProgressDisplay

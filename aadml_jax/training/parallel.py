@@ -11,7 +11,8 @@ number of devices and the mode change no result beyond rounding.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -139,8 +140,11 @@ class Placement:
 
     def _filled(self, array: np.ndarray, share: int, rows_axis: int) -> np.ndarray:
         own = self._own_places()
+        missing = (own.stop - own.start) * share - array.shape[rows_axis]
+        if not missing:
+            return array
         filling = [(0, 0)] * array.ndim
-        filling[rows_axis] = (0, (own.stop - own.start) * share - array.shape[rows_axis])
+        filling[rows_axis] = (0, missing)
         return np.pad(array, filling)
 
     def replicate(self, tree: Any) -> Any:
@@ -267,6 +271,43 @@ def from_all_processes(array: np.ndarray) -> np.ndarray:
     content = np.frombuffer(array.tobytes(), np.uint8)
     gathered = np.asarray(multihost_utils.process_allgather(content))
     return gathered.reshape(-1).view(array.dtype).reshape(-1, *array.shape)
+
+
+def from_primary(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The arrays of the primary process, in all; theirs must have the same shapes and dtypes.
+
+    Every process must call this.
+    """
+    arrays = [np.asarray(array) for array in arrays]
+    if jax.process_count() == 1:
+        return arrays
+    content = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
+    content = np.asarray(multihost_utils.broadcast_one_to_all(content)).astype(np.uint8)
+    ends = np.cumsum([array.nbytes for array in arrays])
+    return [
+        part.copy().view(array.dtype).reshape(array.shape)
+        for part, array in zip(np.split(content, ends[:-1]), arrays, strict=True)
+    ]
+
+
+def require_agreement(values: Mapping[str, object], remedy: str) -> None:
+    """Checks that all processes of a run have the same values; every one of them must call this.
+
+    Args:
+      values: by the name that the message gives them, the same names in all processes.
+      remedy: what to do if they differ.
+
+    Raises:
+      UserError: in every process, naming what differs.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = [hashlib.blake2b(repr(value).encode(), digest_size=8) for value in values.values()]
+    own = np.frombuffer(b"".join(digest.digest() for digest in digests), np.uint64)
+    differs = (from_all_processes(own) != from_primary([own])[0]).any(axis=0)
+    for name, is_odd in zip(values, differs, strict=True):
+        if is_odd:
+            raise UserError(f"{name} differs between the processes of this run; {remedy}")
 
 
 def rows_from_all_processes(rows: np.ndarray) -> np.ndarray:

@@ -5,13 +5,17 @@ import json
 import os
 import pathlib
 import platform
+import secrets
 import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from aadml_jax._version import __version__
 from aadml_jax.errors import UserError
+from aadml_jax.training.parallel import from_primary, largest_of_all_processes
 
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
@@ -61,6 +65,22 @@ class RunFolder:
                 reason = f"is on a file system that cannot lock files ({error.strerror});"
             raise UserError(f"--workdir={path} {reason} choose another folder") from None
 
+    def mark(self) -> int:
+        """Leaves a new random number in the folder."""
+        number = secrets.randbits(63)
+        self._lock.truncate(0)
+        self._lock.write(str(number))
+        self._lock.flush()
+        os.fsync(self._lock.fileno())
+        return number
+
+    def read_mark(self) -> int:
+        """The number that was left last; 0 if there is none."""
+        try:
+            return int((self.path / _LOCK_FILE).read_text())
+        except (OSError, ValueError):
+            return 0
+
     def __enter__(self) -> "RunFolder":
         return self
 
@@ -82,6 +102,21 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path / name)
+
+
+def require_same_folder(folder: RunFolder) -> None:
+    """Checks that all processes of a run see one folder; every one of them must call this.
+
+    Raises:
+      UserError: in every process, if one does not.
+    """
+    number = np.int64(folder.mark() if folder.is_writer else 0)
+    (expected,) = from_primary([number])
+    if largest_of_all_processes(folder.read_mark() != expected):
+        raise UserError(
+            f"--workdir={folder.path} must be one folder that all processes of the run see; put it "
+            "on a file system that they share"
+        )
 
 
 def read_run_json(folder: pathlib.Path, name: str) -> dict[str, Any]:

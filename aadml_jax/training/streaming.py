@@ -7,9 +7,10 @@ the stream is therefore the number of the step, which a checkpoint holds anyhow.
 Grain reads ahead in threads; the chunk that follows is put on the devices while one is trained on.
 """
 
+import functools
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,9 +23,12 @@ from aadml_jax.training.parallel import Placement
 from aadml_jax.training.state import RunKeys, TrainState
 from aadml_jax.training.step import Batch, TrainStep, begin_epoch, epoch_order, repeat_step
 
-# 400 rows of 1,152 features in 16 batches are 28 MiB; three chunks are in memory at a time.
+# Long enough that a call's overhead does not show. Six chunks at most are in memory at a time: two
+# are read ahead, one is put together in two copies, and two are on the devices.
 _STEPS_PER_CHUNK = 16
+_CHUNK_BYTES = 64 * 2**20
 _READING_THREADS = 8
+_LAST_STEP = np.iinfo(np.int32).max
 
 
 class _Span(NamedTuple):
@@ -67,8 +71,9 @@ def make_stream_steps(
     require_grain()
     placement.check_batch_size(batch_size)
     steps_per_epoch = len(features) // batch_size
-    chunk_size = min(_STEPS_PER_CHUNK, steps_per_epoch)
     own = placement.own_rows(batch_size)
+    batch_bytes = 4 * (own.stop - own.start) * (features.audio_dim + features.visual_dim)
+    chunk_size = min(_STEPS_PER_CHUNK, steps_per_epoch, max(1, _CHUNK_BYTES // batch_bytes))
 
     def run_chunk(batches: Batch, keys: RunKeys, state: TrainState, span: _Span) -> TrainState:
         def batch_at(step: Array) -> Batch:
@@ -77,30 +82,27 @@ def make_stream_steps(
         state = begin_epoch(state, steps_per_epoch)
         return repeat_step(train_step, batch_at, keys, state, span.count)
 
-    def read_own(rows: np.ndarray) -> Batch:
+    @functools.lru_cache(maxsize=2)
+    def order_of(epoch: int) -> np.ndarray:
+        return np.asarray(epoch_order(keys, np.int32(epoch), len(features)))
+
+    def read_own(step: int) -> Batch:
+        first = step % steps_per_epoch * batch_size
+        rows = order_of(step // steps_per_epoch)[first : first + batch_size]
         read = standardize(features.take(rows[own]), standardization)
         return Batch(*(getattr(read, name) for name in Batch._fields))
 
     def chunks_from(step: int) -> Iterator[_Chunk]:
-        """The rest of the epoch, the chunk that follows always on its way."""
-        epoch, begun = divmod(step, steps_per_epoch)
-        order = np.asarray(epoch_order(keys, np.int32(epoch), len(features)))
-        order = order[: steps_per_epoch * batch_size].reshape(-1, batch_size)
-        batches = read_ahead(read_own, order[begun:], 2 * chunk_size)
-
-        def next_chunk(first: int) -> _Chunk | None:
-            read = list(itertools.islice(batches, chunk_size))
-            if not read:
-                return None
+        """Chunks of consecutive steps, each within one epoch."""
+        batches = read_ahead(read_own, range(step, _LAST_STEP), 2 * chunk_size)
+        while True:
+            count = min(chunk_size, steps_per_epoch - step % steps_per_epoch)
+            read = list(itertools.islice(batches, count))
             # One shape for all, so that the program is compiled once.
-            filled = read + read[-1:] * (chunk_size - len(read))
-            stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
-            return _Chunk(first, len(read), placement.put_rows(stacked, batch_size, rows_axis=1))
-
-        chunk = next_chunk(step)
-        while chunk is not None:
-            yield chunk
-            chunk = next_chunk(chunk.first + chunk.count)
+            read += read[-1:] * (chunk_size - count)
+            stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *read)
+            yield _Chunk(step, count, placement.put_rows(stacked, batch_size, rows_axis=1))
+            step += count
 
     compiled = placement.compile(run_chunk, rows_axis=1)
     device_keys = placement.put_whole(keys)
@@ -119,7 +121,7 @@ def make_stream_steps(
             span = _Span(np.int32(chunk.first), np.int32(last - step))
             state = compiled(chunk.batches, device_keys, state, span)
             if last == chunk.first + chunk.count:
-                chunk = next(chunks, None)
+                chunk = next(chunks)
             # Reading must not run ahead of the devices by more than a chunk.
             jax.block_until_ready(state)
             step = last
@@ -142,19 +144,19 @@ def require_grain() -> None:
 
 
 def read_ahead(
-    read: Callable[[np.ndarray], Batch], items: np.ndarray, num_ahead: int
+    read: Callable[[int], Batch], numbers: Sequence[int], num_ahead: int
 ) -> Iterator[Batch]:
-    """Maps `read` over items in threads, in order, some of them ahead of the demand.
+    """Maps `read` over numbers in threads, in order, some of them ahead of the demand.
 
     Args:
-      read: gives the batch of an item; an error it raises comes out of the iterator.
-      items: of any kind, along the first axis.
+      read: gives the batch of a number; an error it raises comes out of the iterator.
+      numbers: of any length.
       num_ahead: most batches that wait to be taken.
     """
     import grain
 
     return iter(
-        grain.MapDataset.source(items)
+        grain.MapDataset.source(numbers)
         .map(read)
         .to_iter_dataset(
             grain.ReadOptions(num_threads=_READING_THREADS, prefetch_buffer_size=num_ahead)

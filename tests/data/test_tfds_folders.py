@@ -1,6 +1,7 @@
 """Folders of TFDS: what is written is read again, in any order, and damage is named."""
 
 import dataclasses
+import fcntl
 import json
 import subprocess
 import sys
@@ -87,8 +88,13 @@ def test_the_catalogue_finds_it_by_name(folder, tmp_path):
     assert reopen_dataset("tfds:made_here", dataset.source).fingerprint() == MADE.fingerprint()
     with pytest.raises(UserError, match="needs the folder that holds it; set --data_dir"):
         open_dataset("tfds:made_here")
-    with pytest.raises(UserError, match=r"other holds no data set; write it with .*prepare"):
+    with pytest.raises(UserError, match=r"no data set; .*prepare --dataset=features .*name=other"):
         open_dataset("tfds:other", data_dir=tmp_path / "sets")
+    with pytest.raises(UserError, match=r"no data set; .*prepare --dataset=ave --output"):
+        open_dataset("tfds:ave", data_dir=tmp_path / "sets")
+    for name in ("tfds:", "tfds:../made_here", "tfds:Made"):
+        with pytest.raises(UserError, match="does not suit"):
+            open_dataset(name, data_dir=tmp_path / "sets")
 
 
 def test_the_newest_version_is_the_largest_number(tmp_path):
@@ -97,6 +103,33 @@ def test_the_newest_version_is_the_largest_number(tmp_path):
         (tmp_path / "x" / version / "dataset_info.json").touch()
     (tmp_path / "x" / "2.0.0").mkdir()
     assert newest_version(tmp_path, "x").name == "1.10.0"
+
+
+def test_a_data_set_is_written_by_one_process_at_a_time(tmp_path):
+    (tmp_path / "made_here").mkdir()
+    with open(tmp_path / "made_here" / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is being written by another process"):
+            write_tfds_folder(MADE, tmp_path)
+    write_tfds_folder(MADE, tmp_path)
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "made_here").touch()
+    with pytest.raises(UserError, match=r"made_here/1.0.0 cannot be written \(File exists\)"):
+        write_tfds_folder(MADE, tmp_path)
+
+
+def test_several_shards_keep_the_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        tfds.core.utils.shard_utils.ShardConfig, "get_number_shards", lambda *_, **__: 7
+    )
+    folder = write_tfds_folder(MADE, tmp_path)
+    assert len(list(folder.glob("*train*"))) == 7
+    train = open_tfds_folder(folder).train
+    rows = np.array([40, 0, 23, 22, 1])
+    np.testing.assert_array_equal(train.take(rows).audio, MADE.train.audio[rows])
+    np.testing.assert_array_equal(train.take(slice(None)).visual, MADE.train.visual)
 
 
 def test_nothing_is_overwritten(folder, tmp_path):

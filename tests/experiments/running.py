@@ -16,8 +16,7 @@ from aadml_jax.training.loop import restore_for_evaluation
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def start(binary, *arguments, cwd=ROOT, **options):
-    """Starts a binary; further options are those of Popen."""
+def start(binary, *arguments, cwd=ROOT):
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{binary}", *map(str, arguments)],
         cwd=cwd,
@@ -25,7 +24,6 @@ def start(binary, *arguments, cwd=ROOT, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 

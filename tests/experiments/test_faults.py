@@ -6,13 +6,14 @@ The long form is marked `full`; AADML_TEST_KILLS says how many kills it makes.
 import functools
 import os
 import random
-import resource
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from running import final_state, run, start, write_feature_file
+from running import ROOT, final_state, run, start, write_feature_file
 
 from aadml_jax.data import open_feature_file
 from aadml_jax.data.tfds_folders import write_tfds_folder
@@ -143,13 +144,20 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_saved(flags, tmp_path):
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "full"
     train(undisturbed, flags)
     limit = (undisturbed / "metrics.jsonl").stat().st_size // 2
-
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    process = start("train", f"--workdir={folder}", *flags, preexec_fn=limited)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 1
+    program = (
+        "import resource, runpy; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        "runpy.run_module('experiments.train', run_name='__main__')"
+    )
+    limited = subprocess.run(
+        [sys.executable, "-c", program, f"--workdir={folder}", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert limited.returncode == 1
+    errors = limited.stderr
     assert "\nerror: a file cannot be written (" in f"\n{errors}"
     output, _ = train(folder, flags)
     assert "resuming after 30 of 80 epochs" in output or "resuming after 40 of" in output

@@ -2,9 +2,8 @@
 
 import json
 
-import numpy as np
 import pytest
-from running import final_state, run, write_feature_file
+from running import run, write_feature_file
 
 FLAGS = (
     "--epochs=4",
@@ -47,31 +46,25 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_file_shards_and_stream_train_alike(prepared, tmp_path):
+def test_a_run_goes_on_from_file_to_shards_to_stream(prepared, tmp_path):
     pytest.importorskip("grain", reason="the extra 'stream' is not installed")
     path, data = prepared
-    file, shards, stream = (tmp_path / name for name in ("file", "shards", "stream"))
-    train(file, "--dataset=features", f"--features_file={path}")
+    file, moved = tmp_path / "file", tmp_path / "moved"
+    from_file = ("--dataset=features", f"--features_file={path}")
     from_shards = ("--dataset=tfds:mine", f"--data_dir={data}")
-    train(shards, *from_shards)
-    train(stream, *from_shards, "--input=stream", "--epochs=2")
-    assert "resuming after 2 of 4 epochs" in train(stream, *from_shards, "--input=stream")
-
-    assert log_of(shards) == log_of(file)
-    for leaf, wanted in zip(final_state(shards), final_state(file), strict=True):
-        np.testing.assert_array_equal(leaf, wanted)
-    for line, wanted in zip(log_of(stream), log_of(file), strict=True):
+    train(file, *from_file)
+    train(moved, *from_file, "--epochs=1")
+    train(moved, *from_shards, "--epochs=2")
+    # Up to here the rows are held, and every byte is the same.
+    assert log_of(moved)[1] == log_of(file)[1]
+    assert "resuming after 2 of 4 epochs" in train(moved, *from_shards, "--input=stream")
+    for line, wanted in zip(log_of(moved)[1:], log_of(file)[1:], strict=True):
         assert line == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
-    status, _, errors = run("evaluate", f"--checkpoint={stream}", f"--output={tmp_path / 'n'}")
+    status, _, errors = run("evaluate", f"--checkpoint={moved}", f"--output={tmp_path / 'n'}")
     assert (status, errors) == (0, "")
-    result = json.loads((stream / "result.json").read_text())
+    result = json.loads((moved / "result.json").read_text())
     assert json.loads((tmp_path / "n").read_text())["map"] == result["map"]
-    fingerprints = [
-        json.loads((run / "config.json").read_text())["data"]["fingerprint"]
-        for run in (file, stream)
-    ]
-    assert fingerprints[0] == fingerprints[1]
 
 
 def test_a_smoke_run_streams_its_few_rows(prepared, tmp_path):
@@ -96,7 +89,7 @@ def test_a_smoke_run_streams_its_few_rows(prepared, tmp_path):
         ("prepare", ("--output={0}", "--dataset=vegass"), "did you mean vegas?"),
         ("prepare", ("--output={0}", "--name=Not/Good"), "does not suit a data set of TFDS"),
         ("prepare", ("--output={0}", "--name=mine"), "exists already; remove it or choose"),
-        ("prepare", ("--output={0}/features.h5/x",), "cannot be written to (Not a directory)"),
+        ("prepare", ("--output={0}/features.h5/x",), "cannot be written (Not a directory)"),
     ],
 )
 def test_mistakes_get_one_line(prepared, tmp_path, binary, flags, message):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -56,15 +57,16 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(folder, *flags, num_processes=2, devices_each=2):
+def start(folder, *flags, num_processes=2, devices_each=2, own=((), ()), platforms=("cpu", "cpu")):
+    """Starts the processes of a run; `own` holds the flags of one of them only."""
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices_each)}
     join = (f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={num_processes}")
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "experiments.train", f"--workdir={folder}", *flags]
+            [sys.executable, "-m", "experiments.train", f"--workdir={folder}", *flags, *own[number]]
             + ([*join, f"--process_id={number}"] if num_processes > 1 else []),
             cwd=ROOT,
-            env=environment,
+            env={**environment, "JAX_PLATFORMS": platforms[number]},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -137,6 +139,65 @@ def test_a_killed_process_ends_the_others_and_the_rerun_resumes_exactly(
     assert log_of(tmp_path) == log_of(undisturbed)
     for leaf, wanted in zip(final_state(tmp_path), final_state(undisturbed), strict=True):
         np.testing.assert_array_equal(leaf, wanted)
+
+
+def refused(folder, *flags, **options):
+    """The last line of each process of a run that must not begin."""
+    statuses, outputs = finish(start(folder, *flags, **options))
+    assert statuses == [2, 2], outputs
+    return [errors.splitlines()[-1] for _, errors in outputs]
+
+
+def test_processes_with_different_flags_are_refused(small, tmp_path):
+    for line in refused(tmp_path / "run", *small, own=((), ("--seed=1",))):
+        assert line.startswith("error: --seed differs between the processes of this run; give all")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.full
+def test_processes_with_different_data_are_refused(small, tmp_path):
+    path = next(flag for flag in small if flag.startswith("--features_file=")).split("=")[1]
+    other = shutil.copy(path, tmp_path / "other.h5")
+    with h5py.File(other, "r+") as file:
+        file["lab_test"][...] = file["lab_test"][::-1]
+    for line in refused(tmp_path / "run", *small, own=((), (f"--features_file={other}",))):
+        assert "differs between the processes of this run; give all of them the same data" in line
+
+
+@pytest.mark.full
+def test_processes_with_different_folders_are_refused(small, tmp_path):
+    for line in refused(tmp_path / "a", *small, own=((), (f"--workdir={tmp_path / 'b'}",))):
+        assert "must be one folder that all processes of the run see" in line
+
+
+@pytest.mark.full
+def test_a_process_that_cannot_start_ends_the_others(small, tmp_path):
+    processes = start(tmp_path, *small, platforms=("cpu", "cuda"))
+    statuses, outputs = finish(processes, timeout=150)
+    assert statuses[1] == 1, outputs
+    assert "the others stop with it" in outputs[1][1]
+    assert statuses[0] != 0
+
+
+@pytest.mark.full
+def test_one_process_keeps_the_profile_of_all(small, tmp_path):
+    train(tmp_path, *small, "--profile")
+    (trace,) = (tmp_path / "profile" / "plugins" / "profile").iterdir()
+    assert len(list(trace.glob("*.xplane.pb"))) == 1
+
+
+@pytest.mark.full
+def test_a_damaged_checkpoint_is_passed_over_by_all(two_processes, small, tmp_path):
+    flags = (*small, "--checkpoint_every=1")
+    train(tmp_path, *flags, "--epochs=4")
+    newest = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    for path in (tmp_path / "checkpoints" / str(newest) / "state").rglob("*"):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+    (shown, said), _ = train(tmp_path, *flags)
+    assert f"checkpoints/{newest} is damaged" in said
+    assert "resuming after 3 of 6 epochs" in shown
+    assert log_of(tmp_path) == log_of(two_processes[0])
 
 
 @pytest.mark.full

@@ -115,10 +115,15 @@ def test_smoke_keeps_a_row_of_each_of_many_classes():
     assert (len(subset.train), len(subset.test)) == (350, 350)
 
 
+def test_an_unknown_data_set_is_named():
+    with pytest.raises(UserError, match="unknown data set 'vegass', did you mean vegas"):
+        configuration.check(TrainConfig(dataset="vegass"))
+    configuration.check(TrainConfig(dataset="tfds:vegas"))
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("dataset", "imagenet"),
         ("loss", "arcface"),
         ("attention", "self"),
         ("distance", "manhattan"),

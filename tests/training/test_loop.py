@@ -290,11 +290,29 @@ def test_evaluation_needs_a_checkpoint(undisturbed, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_profile_is_written_and_changes_nothing(undisturbed, tmp_path):
+def test_a_profile_of_a_few_steps_is_written_once_and_changes_nothing(
+    undisturbed, tmp_path, monkeypatch
+):
+    make_run_steps, taken = loop.make_run_steps, []
+
+    def counting(*args, **kwargs):
+        run_steps = make_run_steps(*args, **kwargs)
+
+        def run_and_count(state, num_steps):
+            taken.append(num_steps)
+            return run_steps(state, num_steps)
+
+        return run_and_count
+
+    monkeypatch.setattr(loop, "make_run_steps", counting)
+    monkeypatch.setattr(loop, "_PROFILED_STEPS", 2)
     train(tmp_path, profile=True)
-    traces = [path.name for path in (tmp_path / "profile").rglob("*") if path.is_file()]
-    assert any(name.endswith(".xplane.pb") for name in traces)  # for XProf
-    assert "perfetto_trace.json.gz" in traces
+    # The step that compiles, two that are traced, the rest of the epoch, and three whole ones.
+    assert taken == [1, 2, 1, 4, 4, 4]
+    (trace,) = (tmp_path / "profile" / "plugins" / "profile").iterdir()
+    names = [path.name for path in trace.iterdir()]
+    assert any(name.endswith(".xplane.pb") for name in names)  # for XProf
+    assert "perfetto_trace.json.gz" in names
     assert restored_bytes(tmp_path) == undisturbed[2]
 
 

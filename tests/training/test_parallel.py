@@ -21,6 +21,7 @@ from aadml_jax.training.state import build_optimizer, init_state, run_keys
 from aadml_jax.training.step import Batch, make_run_steps, make_train_step
 
 MODES = ("jit", "pmap", "shard_map")
+ONE_MODE = ("shard_map", *(pytest.param(mode, marks=pytest.mark.full) for mode in MODES[:2]))
 CLASSES, ROWS, BATCH_SIZE = 3, 43, 16
 RNG = np.random.default_rng(0)
 DATA = Batch(
@@ -104,7 +105,7 @@ def test_loss_and_gradient_do_not_depend_on_mode_and_devices(mode, count):
     assert_independent_of_devices(config_of("triplet"), mode, count)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ONE_MODE)
 def test_float32_stays_within_its_rounding(mode):
     config = config_of("contrastive", intra_modal=True)
     assert_independent_of_devices(config, mode, 8, "float32", 1e-5)
@@ -126,7 +127,7 @@ def test_no_loss_depends_on_mode_devices_or_proxies(loss, mode, count, anchor_aw
     assert_independent_of_devices(config, mode, count, "float32", 1e-5)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ONE_MODE)
 def test_fifty_steps_end_at_the_same_place(mode):
     config = TrainConfig(hidden_sizes=(8,), dropout=0.3, learning_rate=1e-2)
     run = functools.partial(trained, config, num_steps=50, optimizer=build_optimizer(config))
