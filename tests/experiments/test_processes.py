@@ -155,6 +155,50 @@ def test_processes_with_different_flags_are_refused(small, tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("launcher", ["slurm", "open_mpi"])
+def test_processes_find_each_other_by_the_launchers_variables(
+    two_processes, small, tmp_path, launcher
+):
+    number = random.randrange(10_000)
+    common = {
+        "slurm": {
+            "SLURM_JOB_ID": str(number),
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_NTASKS": "2",
+            "SLURM_STEP_NUM_NODES": "1",
+        },
+        "open_mpi": {
+            "OMPI_MCA_orte_hnp_uri": f"{number << 16}.0;tcp://127.0.0.1:34911",
+            "OMPI_COMM_WORLD_SIZE": "2",
+        },
+    }[launcher]
+    names = {
+        "slurm": ("SLURM_PROCID", "SLURM_LOCALID"),
+        "open_mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    }[launcher]
+    flags = (*small, "--distributed")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}", *flags],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "JAX_NUM_CPU_DEVICES": "2",
+                **common,
+                **dict.fromkeys(names, str(process)),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    statuses, outputs = finish(processes)
+    assert statuses == [0, 0], outputs
+    assert log_of(tmp_path) == log_of(two_processes[0])
+
+
+@pytest.mark.full
 def test_processes_with_different_data_are_refused(small, tmp_path):
     path = next(flag for flag in small if flag.startswith("--features_file=")).split("=")[1]
     other = shutil.copy(path, tmp_path / "other.h5")
