@@ -52,7 +52,8 @@ def main() -> None:
     folder = write_tfds_folder(dataset, _OUTPUT.value)
     print(
         f"{summary_table(dataset)}\n\nwritten to {folder}; train on it with\n"
-        f"python -m experiments.train --dataset=tfds:{dataset.name} --data_dir={_OUTPUT.value}"
+        f"python -m experiments.train --dataset=tfds:{dataset.name} --data_dir={_OUTPUT.value}\n"
+        "and, for rows that are read while training goes on, --input=stream"
     )
 
 

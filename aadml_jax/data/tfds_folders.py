@@ -33,6 +33,8 @@ from aadml_jax.errors import UserError
 
 VERSION = "1.0.0"
 _SPLITS = ("train", "test")
+# Metadata of data whose density is known.
+_POSTERIORS = ("audio_test_posteriors", "visual_test_posteriors")
 
 
 def write_tfds_folder(dataset: RetrievalDataset, data_dir: str | os.PathLike[str]) -> pathlib.Path:
@@ -62,6 +64,9 @@ def write_tfds_folder(dataset: RetrievalDataset, data_dir: str | os.PathLike[str
             # TFDS tells of downloads, of which there are none.
             with contextlib.redirect_stdout(io.StringIO()):
                 _Builder(dataset, data_dir).download_and_prepare()
+        for unused in (data_dir / "downloads" / "extracted", data_dir / "downloads"):
+            with contextlib.suppress(OSError):  # not there, or not empty and so not ours
+                unused.rmdir()
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror or error}); make room, or choose another "
@@ -104,6 +109,7 @@ def open_tfds_folder(
         metadata = dict(builder.info.metadata or {})
         facts = {key: metadata[key] for key in ("fingerprint", "num_classes")}
         arrays = {key: _decoded(metadata[key]) for key in (*_label_keys(), *_statistics_keys())}
+        posteriors = tuple(_decoded(metadata[key]) for key in _POSTERIORS if key in metadata)
     except KeyError as error:
         raise UserError(
             f"{folder} does not say {error}; write it anew with python -m experiments.prepare"
@@ -134,6 +140,7 @@ def open_tfds_folder(
         test=splits[1],
         num_classes=facts["num_classes"],
         source=str(folder),
+        test_posteriors=posteriors or None,
         prepared=PreparedFacts(facts["fingerprint"], standardization),
     )
 
@@ -151,7 +158,10 @@ def newest_version(data_dir: str | os.PathLike[str], name: str) -> pathlib.Path:
         if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").is_file()
     ]
     if not versions:
-        origin = name if name in DATASETS else f"features --features_file=FILE.h5 --name={name}"
+        if name not in DATASETS:
+            origin = f"features --features_file=FILE.h5 --name={name}"
+        else:
+            origin = f"{name} --data_dir=FOLDER" if DATASETS[name].file_names else name
         raise UserError(
             f"{parent} holds no data set; write it with python -m experiments.prepare "
             f"--dataset={origin} --output={parent.parent}"
@@ -196,6 +206,10 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             train_labels=_encoded(dataset.train.labels),
             test_labels=_encoded(dataset.test.labels),
             **{key: _encoded(array) for key, array in statistics._asdict().items()},
+            **{
+                key: _encoded(posteriors)
+                for key, posteriors in zip(_POSTERIORS, dataset.test_posteriors or (), strict=False)
+            },
         )
         return {split: self._generate_examples(getattr(dataset, split)) for split in _SPLITS}
 

@@ -188,7 +188,8 @@ class TrainConfig:
     )
     profile: bool = _setting(
         False,
-        "write a trace of a few steps into profile/ in the run folder, for Perfetto or XProf",
+        "write a trace of a few steps into profile/ in the run folder: perfetto_trace.json.gz for "
+        "Perfetto, *.xplane.pb for XProf",
         resumable=True,
     )
     deterministic: bool = _setting(

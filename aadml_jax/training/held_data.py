@@ -79,9 +79,8 @@ def hold(
     placement = placement or one_device()
     if streamed and not (isinstance(dataset.train, StoredFeatures) and dataset.train.random_access):
         raise UserError(
-            f"--input=stream reads data sets that were prepared for it, not {dataset.source}; "
-            "prepare it with python -m experiments.prepare, then give --dataset=tfds:NAME and "
-            "--data_dir"
+            f"--input=stream reads data sets that were prepared for it, not {dataset.name}; write "
+            "it with python -m experiments.prepare, which says how to train on it"
         )
     require_agreement(
         {

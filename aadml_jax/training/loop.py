@@ -218,7 +218,8 @@ class _Run:
         writes = self.folder.is_writer
         display = ProgressDisplay(self.config.epochs, self.progress.epoch, shows=writes)
         if epoch == self.config.epochs:
-            display.write(f"already trained to epoch {epoch}: nothing to do but to report")
+            nothing = "nothing to do but to report" + ", nor to profile" * self.config.profile
+            display.write(f"already trained to epoch {epoch}: {nothing}")
         elif restored_step:
             display.write(
                 f"resuming after {epoch} of {self.config.epochs} epochs (step {restored_step})"

@@ -159,6 +159,8 @@ def read_ahead(
         grain.MapDataset.source(numbers)
         .map(read)
         .to_iter_dataset(
-            grain.ReadOptions(num_threads=_READING_THREADS, prefetch_buffer_size=num_ahead)
+            grain.ReadOptions(
+                num_threads=min(_READING_THREADS, num_ahead), prefetch_buffer_size=num_ahead
+            )
         )
     )

@@ -52,6 +52,15 @@ def test_what_is_written_is_read_again(folder, tmp_path):
             assert getattr(read, field).dtype == getattr(expected, field).dtype
 
 
+def test_known_posteriors_are_kept(folder, tmp_path):
+    assert open_tfds_folder(folder).test_posteriors is None
+    posteriors = tuple(RNG.dirichlet(np.ones(5), size=11) for _ in range(2))
+    known = write_tfds_folder(dataclasses.replace(MADE, test_posteriors=posteriors), tmp_path)
+    for actual, expected in zip(open_tfds_folder(known).test_posteriors, posteriors, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    assert [path.name for path in tmp_path.iterdir() if path.name == "downloads"] == []
+
+
 def test_rows_are_read_in_any_order(folder):
     rows = np.array([17, 3, 40, 0, 5])
     train = open_tfds_folder(folder).train
@@ -90,7 +99,7 @@ def test_the_catalogue_finds_it_by_name(folder, tmp_path):
         open_dataset("tfds:made_here")
     with pytest.raises(UserError, match=r"no data set; .*prepare --dataset=features .*name=other"):
         open_dataset("tfds:other", data_dir=tmp_path / "sets")
-    with pytest.raises(UserError, match=r"no data set; .*prepare --dataset=ave --output"):
+    with pytest.raises(UserError, match=r"no data set; .*--dataset=ave --data_dir=FOLDER --output"):
         open_dataset("tfds:ave", data_dir=tmp_path / "sets")
     for name in ("tfds:", "tfds:../made_here", "tfds:Made"):
         with pytest.raises(UserError, match="does not suit"):
