@@ -13,6 +13,7 @@ from aadml_jax.training.run_folder import (
     MetricLog,
     RunFolder,
     read_run_json,
+    require_same_folder,
     versions,
 )
 
@@ -31,6 +32,33 @@ def test_a_file_in_the_way_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--workdir=.*file/run cannot be written to .*another"):
         RunFolder(tmp_path / "file" / "run")
+
+
+def test_a_read_only_folder_is_an_error_and_stays_as_it_is(tmp_path, monkeypatch):
+    # Permissions do not stop an administrator, so the file system's answer is played.
+    with RunFolder(tmp_path) as folder:
+        folder.write_json("result.json", {"kept": 1})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(run_folder.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match=r"cannot be written to \(Read-only file system\)"):
+        RunFolder(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_mark_tells_one_folder_from_another(tmp_path, monkeypatch):
+    with RunFolder(tmp_path / "a") as writer:
+        require_same_folder(writer)
+        assert RunFolder(tmp_path / "a", is_writer=False).read_mark() == writer.read_mark() != 0
+        (tmp_path / "b").mkdir()
+        elsewhere = RunFolder(tmp_path / "b", is_writer=False)
+        assert elsewhere.read_mark() == 0
+        monkeypatch.setattr(run_folder, "from_primary", lambda arrays: [writer.read_mark()])
+        with pytest.raises(UserError, match=r"b must be one folder that all processes of the run"):
+            require_same_folder(elsewhere)
 
 
 def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
