@@ -13,7 +13,8 @@ from aadml_jax.data import open_dataset
 from aadml_jax.training import config as configuration
 from aadml_jax.training.held_data import hold
 from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
-from aadml_jax.training.parallel import all_devices, is_primary, require_agreement
+from aadml_jax.training.parallel import all_devices
+from aadml_jax.training.processes import is_primary, require_agreement
 from aadml_jax.training.reporting import result_table
 from aadml_jax.training.run_folder import RESULT_FILE, RunFolder
 from aadml_jax.training.streaming import require_grain

@@ -20,7 +20,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from aadml_jax.errors import UserError
-from aadml_jax.training.parallel import from_primary, is_primary, largest_of_all_processes
+from aadml_jax.training.processes import from_primary, is_primary, largest_of_all_processes
 from aadml_jax.training.state import TrainState
 
 FOLDER = "checkpoints"

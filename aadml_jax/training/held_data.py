@@ -18,11 +18,10 @@ from aadml_jax.data import (
 )
 from aadml_jax.data.standardization import Sums
 from aadml_jax.errors import UserError
-from aadml_jax.training.parallel import (
-    Placement,
+from aadml_jax.training.parallel import Placement, one_device
+from aadml_jax.training.processes import (
     from_all_processes,
     largest_of_all_processes,
-    one_device,
     require_agreement,
     rows_from_all_processes,
 )

@@ -19,7 +19,8 @@ from aadml_jax.training.checkpoints import Checkpoints, Progress
 from aadml_jax.training.config import TrainConfig, config_from_json, resumable_fields
 from aadml_jax.training.evaluation import DIRECTIONS, bayes_reference, chance_map, make_evaluate
 from aadml_jax.training.held_data import HeldData
-from aadml_jax.training.parallel import Placement, largest_of_all_processes, one_device
+from aadml_jax.training.parallel import Placement, one_device
+from aadml_jax.training.processes import largest_of_all_processes
 from aadml_jax.training.reporting import ProgressDisplay, TensorBoard
 from aadml_jax.training.run_folder import (
     CONFIG_FILE,

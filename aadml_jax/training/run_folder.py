@@ -15,7 +15,7 @@ import numpy as np
 
 from aadml_jax._version import __version__
 from aadml_jax.errors import UserError
-from aadml_jax.training.parallel import from_primary, largest_of_all_processes
+from aadml_jax.training.processes import from_primary, largest_of_all_processes
 
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
