@@ -208,7 +208,10 @@ class Placement:
                 function, mesh=self.mesh, in_specs=(rows, whole, whole, whole), out_specs=whole
             )
         elif len(self.devices) == 1:
-            return jax.jit(function, donate_argnums=2)
+            # Said outright, since a state that is not yet bound to the device would compile the
+            # program once more.
+            here = jax.sharding.SingleDeviceSharding(self.devices[0])
+            return jax.jit(function, donate_argnums=2, in_shardings=here, out_shardings=here)
         rows, whole = NamedSharding(self.mesh, rows), NamedSharding(self.mesh, whole)
         return jax.jit(
             function,

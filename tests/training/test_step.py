@@ -172,3 +172,26 @@ def test_optimizer_is_adam_at_the_configured_rate():
     optimizer = build_optimizer(TrainConfig(learning_rate=0.25))
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(optax.apply_updates(params, updates)["w"], [0.75, -1.75], rtol=1e-5)
+
+
+def test_a_program_is_compiled_once():
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: (
+            compiled.append(event) if event.endswith("backend_compile_duration") else None
+        )
+    )
+    numbers = np.arange(ROWS, dtype=np.int32)
+
+    def count(state, batch, _):
+        return state._replace(step=state.step + 1, params=state.params + batch.audio.sum())
+
+    run = make_run_steps(
+        count, Batch(numbers, numbers, numbers), batch_size=BATCH_SIZE, keys=run_keys(0)
+    )
+    state = fresh_state()._replace(params=jnp.zeros((), jnp.int32), epoch_sums={})
+    state = run(state, 1)
+    assert compiled
+    compiled.clear()
+    run(run(state, 1), 1)
+    assert compiled == []
