@@ -10,13 +10,14 @@ from aadml_jax.data.catalog import (
 )
 from aadml_jax.data.feature_files import load_feature_file, open_feature_file
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
-from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset, class_balanced_rows
+from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset
 from aadml_jax.data.standardization import (
     FeatureStandardization,
     fit_standardization,
     identity_standardization,
     standardize,
 )
+from aadml_jax.data.strata import class_balanced_rows, representative_classes
 from aadml_jax.data.synthetic import (
     SYNTHETIC,
     SYNTHETIC_VEGAS,
@@ -47,5 +48,6 @@ __all__ = [
     "open_dataset",
     "open_feature_file",
     "reopen_dataset",
+    "representative_classes",
     "standardize",
 ]

@@ -15,6 +15,7 @@ from aadml_jax.data.validation import (
     NonFiniteRows,
     as_float32,
     class_numbers,
+    multi_hot_labels,
     require_equal_lengths,
     require_real_dtype,
 )
@@ -27,18 +28,20 @@ DIGEST_BYTES = 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairedFeatures:
-    """N clips, each with an audio vector, a visual vector and a class.
+    """N clips, each with an audio vector, a visual vector and one class or several.
 
     Attributes:
       audio: Audio features, float32 [N, Da]. Other real dtypes are converted.
       visual: Visual features, float32 [N, Dv], row for row of the same clips.
-      labels: Class of each clip, int32 [N], counted from 0. Other integers, and floats without
-        a fractional part, are converted.
+      labels: Class of each clip, int32 [N], counted from 0; other integers, and floats without a
+        fractional part, are converted. Or multi-hot, bool [N, C], at least one class a clip;
+        numbers that are 0 or 1 are converted. The number of dimensions decides which.
       name: What error messages call these rows, such as "train split of /data/vegas.h5".
 
     Raises:
       UserError: An array has the wrong rank, no rows, no columns or another number of rows than
-        its fellows; a feature is NaN, infinite or beyond float32; a label is no class index.
+        its fellows; a feature is NaN, infinite or beyond float32; a label is no class index, or a
+        multi-hot row holds other values than 0 and 1 or no class at all.
     """
 
     audio: np.ndarray
@@ -50,7 +53,9 @@ class PairedFeatures:
         for field in ("audio", "visual"):
             what = f"{field} of {self.name}"
             object.__setattr__(self, field, _as_finite_float32(getattr(self, field), what))
-        labels = class_numbers(np.asarray(self.labels), what=f"labels of {self.name}")
+        labels = np.asarray(self.labels)
+        check = multi_hot_labels if labels.ndim == 2 else class_numbers
+        labels = check(labels, what=f"labels of {self.name}")
         object.__setattr__(self, "labels", labels)
         require_equal_lengths(
             {"audio": len(self.audio), "visual": len(self.visual), "labels": len(labels)},
@@ -91,8 +96,8 @@ class PairedFeatures:
         for rows in _block_slices(len(self)):
             yield self.take(rows)
 
-    def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.int32]]:
-        """Audio vector, visual vector and label of each row."""
+    def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.int32 | np.ndarray]]:
+        """Audio vector, visual vector and label (class number or bool [C]) of each row."""
         return zip(self.audio, self.visual, self.labels, strict=True)
 
     def row_digests(self) -> np.ndarray:
@@ -115,7 +120,7 @@ class StoredFeatures:
     """N clips of which only the labels are in memory.
 
     Attributes:
-      labels: Class of each clip, int32 [N], counted from 0.
+      labels: Class of each clip, int32 [N], counted from 0; or multi-hot, bool [N, C].
       audio_dim: Number of audio features, Da.
       visual_dim: Number of visual features, Dv.
       read: Gives the audio and the visual features, real [K, Da] and [K, Dv], of rows of the

@@ -8,7 +8,12 @@ import numpy as np
 
 from aadml_jax.data.paired_features import DIGEST_BYTES, PairedFeatures, StoredFeatures
 from aadml_jax.data.standardization import FeatureStandardization
-from aadml_jax.data.validation import require_every_class, require_labels_in_range
+from aadml_jax.data.strata import class_balanced_rows
+from aadml_jax.data.validation import (
+    require_columns,
+    require_every_class,
+    require_labels_in_range,
+)
 from aadml_jax.errors import UserError
 
 
@@ -30,17 +35,19 @@ class RetrievalDataset:
 
     Attributes:
       name: Short name, such as "vegas".
-      train: Rows to learn from; every class has at least one.
-      test: Rows to rank, both as queries and as gallery.
-      num_classes: C; labels run from 0 to C − 1.
+      train: Rows to learn from. Of class numbers every class has at least one; multi-hot labels may
+        leave classes out, as a part of a published vocabulary does.
+      test: Rows to rank, both as queries and as gallery; their labels are of the same kind.
+      num_classes: C; class numbers run from 0 to C − 1, multi-hot labels have C columns.
       source: Where the rows come from: an absolute path, or a description of the generator.
       test_posteriors: Exact class probabilities (p(c | audio), p(c | visual)) of the test rows,
         real [len(test), C] each, where the density is known; else None.
       prepared: Facts about these very rows that are known beforehand.
 
     Raises:
-      UserError: The splits differ in their numbers of features, a label is C or above, or a class
-        is absent from training.
+      UserError: The splits differ in their numbers of features or in the kind of their labels, a
+        label is C or above, multi-hot labels don't have C columns, or a class number is absent from
+        training.
       ValueError: The posteriors have another shape than [len(test), C].
     """
 
@@ -62,11 +69,22 @@ class RetrievalDataset:
                     f"{field} features have {train_dim} columns in {self.train.name} but "
                     f"{test_dim} in {self.test.name}; extract both with the same model"
                 )
+        if self.train.labels.ndim != self.test.labels.ndim:
+            of_train, of_test = (
+                "multi-hot rows" if split.labels.ndim == 2 else "class numbers"
+                for split in (self.train, self.test)
+            )
+            raise UserError(
+                f"labels of {self.train.name} are {of_train}, but those of {self.test.name} are "
+                f"{of_test}; store both alike"
+            )
+        check = require_columns if self.is_multi_label else require_labels_in_range
         for split in (self.train, self.test):
-            require_labels_in_range(split.labels, self.num_classes, what=f"labels of {split.name}")
-        require_every_class(
-            self.train.labels, self.num_classes, what=f"labels of {self.train.name}"
-        )
+            check(split.labels, self.num_classes, what=f"labels of {split.name}")
+        if not self.is_multi_label:
+            require_every_class(
+                self.train.labels, self.num_classes, what=f"labels of {self.train.name}"
+            )
         expected = (len(self.test), self.num_classes)
         for posteriors in self.test_posteriors or ():
             if np.shape(posteriors) != expected:
@@ -84,6 +102,11 @@ class RetrievalDataset:
     def visual_dim(self) -> int:
         """Number of visual features, Dv."""
         return self.train.visual_dim
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether labels are multi-hot, bool [N, C], instead of class numbers, int32 [N]."""
+        return self.train.labels.ndim == 2
 
     def class_balanced_subset(self, max_train: int, max_test: int) -> "RetrievalDataset":
         """The first rows of each class of either split, with their posteriors.
@@ -140,32 +163,3 @@ class RetrievalDataset:
         for digests in (train_digests, test_digests):
             digest.update(np.ascontiguousarray(digests))
         return digest.hexdigest()
-
-
-def class_balanced_rows(labels: np.ndarray, max_rows: int, *, what: str) -> np.ndarray:
-    """The first rows of each class, for a smoke run.
-
-    Rows are dealt to the classes in turn, each taking its next row in file order, until `max_rows`
-    are dealt: counts differ by one at most, except where a class has no more rows.
-
-    Args:
-      labels: Class of each row, integers [N].
-      max_rows: Most rows to keep.
-      what: What the message calls these rows.
-
-    Returns:
-      The chosen row numbers in file order; all of them if there are no more than `max_rows`.
-
-    Raises:
-      UserError: `max_rows` leaves a class without a row.
-    """
-    classes, counts = np.unique(labels, return_counts=True)
-    if max_rows < len(classes):
-        raise UserError(
-            f"{max_rows} rows cannot represent the {len(classes)} classes of {what}; "
-            f"keep at least {len(classes)} rows"
-        )
-    by_class = np.argsort(labels, kind="stable")
-    turns = np.concatenate([np.arange(count) for count in counts])
-    dealt = by_class[np.argsort(turns, kind="stable")]
-    return np.sort(dealt[:max_rows])

@@ -140,6 +140,50 @@ def class_numbers(labels: np.ndarray, *, what: str) -> np.ndarray:
     return labels.astype(np.int32)
 
 
+def multi_hot_labels(labels: np.ndarray, *, what: str) -> np.ndarray:
+    """Checks multi-hot labels and converts them to bool.
+
+    Args:
+      labels: bool or any real dtype, [N, C]; each entry 0 or 1.
+      what: The array's name in messages.
+
+    Returns:
+      bool [N, C], at least one True in each row.
+
+    Raises:
+      UserError: Wrong rank or dtype, no rows or no columns, another entry than 0 and 1, or a row
+        without any class.
+    """
+    if labels.ndim != 2:
+        raise UserError(
+            f"{what} must be a matrix with one column per class, got shape {labels.shape}"
+        )
+    if labels.dtype.kind not in "biuf":
+        raise UserError(
+            f"{what} must hold multi-hot rows of numbers, got dtype {labels.dtype}; store 0 and 1"
+        )
+    if 0 in labels.shape:
+        raise UserError(
+            f"{what} is empty, shape {labels.shape}; give at least one row and one class"
+        )
+    ones = np.ascontiguousarray(labels == 1)
+    right = (ones | (labels == 0)).all(axis=1)
+    if not right.all():
+        row = int(np.argmin(right))
+        column = int(np.argmin(ones[row] | (labels[row] == 0)))
+        raise UserError(
+            f"{what}: row {row} holds {float(labels[row, column]):g} for class {column}; mark the "
+            "classes of a clip with 1 and the others with 0"
+        )
+    has_class = ones.any(axis=1)
+    if not has_class.all():
+        raise UserError(
+            f"{what}: {int((~has_class).sum())} of {len(labels)} rows have no class, first row "
+            f"{int(np.argmin(has_class))}; each clip needs at least one class"
+        )
+    return ones
+
+
 def require_equal_lengths(lengths: Mapping[str, int], *, what: str) -> None:
     """Requires the same number of rows everywhere.
 
@@ -178,6 +222,24 @@ def require_labels_in_range(
             f"{what}: row {row} holds class {labels[row]}, but {num_classes} classes run from "
             f"{first_class} to {first_class + num_classes - 1}; correct the labels or the number "
             "of classes"
+        )
+
+
+def require_columns(labels: np.ndarray, num_classes: int, *, what: str) -> None:
+    """Requires a column for each class.
+
+    Args:
+      labels: Multi-hot labels, bool [N, C].
+      num_classes: C.
+      what: The array's name in the message.
+
+    Raises:
+      UserError: The number of columns is another one.
+    """
+    if labels.shape[1] != num_classes:
+        raise UserError(
+            f"{what} has {labels.shape[1]} columns, but the data set has {num_classes} classes; "
+            "give each class a column of its own in both splits"
         )
 
 

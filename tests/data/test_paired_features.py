@@ -6,7 +6,6 @@ import pytest
 from aadml_jax.data import (
     PairedFeatures,
     RetrievalDataset,
-    class_balanced_rows,
     fit_standardization,
     standardize,
 )
@@ -81,7 +80,7 @@ def with_entries(shape, entries, dtype=np.float64):
         ("labels", np.array([0, 1, 2, 0.5, 0, 0]), ["labels", "row 3", "0.5"]),
         ("labels", np.array([0, np.nan, 2, 0, 0, 0]), ["labels", "row 1", "nan"]),
         ("labels", np.array([0, 0, 0, 0, 2**31, 0]), ["labels", "row 4", str(2**31)]),
-        ("labels", np.zeros((6, 1), int), ["labels", "(6, 1)"]),
+        ("labels", np.zeros((6, 1, 1), int), ["labels", "(6, 1, 1)"]),
         ("labels", np.zeros(6, bool), ["labels", "bool"]),
         ("labels", np.zeros(0, int), ["labels", "no rows"]),
     ],
@@ -245,25 +244,6 @@ def test_standardized_overflow_is_an_error_and_not_a_warning():
     test = PairedFeatures([[1e30], [0.0]], [[0.0], [1.0]], [0, 1], name="far rows")
     with pytest.raises(UserError, match="audio of standardised far rows"):
         standardize(test, fit_standardization(train))
-
-
-def subset_rows(labels, max_rows):
-    return class_balanced_rows(np.array(labels), max_rows, what="these rows").tolist()
-
-
-def test_subset_takes_the_first_rows_of_each_class_in_file_order():
-    labels = [2, 2, 0, 2, 2, 1, 0, 1, 2, 0]
-    assert subset_rows(labels, 3) == [0, 2, 5]
-    assert subset_rows(labels, 6) == [0, 1, 2, 5, 6, 7]
-    assert subset_rows(labels, 7) == [0, 1, 2, 5, 6, 7, 9]
-    # Class 1 has no third row, so class 2 takes what is left.
-    assert subset_rows(labels, 9) == [0, 1, 2, 3, 4, 5, 6, 7, 9]
-    assert subset_rows(labels, 99) == list(range(10))
-
-
-def test_subset_that_loses_a_class_is_refused():
-    with pytest.raises(UserError, match="2 rows cannot represent the 3 classes"):
-        subset_rows([0, 1, 2, 0], 2)
 
 
 def test_subset_of_a_data_set_keeps_rows_labels_and_posteriors_together():

@@ -1,0 +1,54 @@
+"""The class that a clip counts for where rows are chosen or split by class."""
+
+import numpy as np
+
+from aadml_jax.errors import UserError
+
+
+def representative_classes(labels: np.ndarray) -> np.ndarray:
+    """One class for each clip: its own, or the rarest of several.
+
+    The rarest is that with the fewest of these rows, the lowest number among equals. So a rare
+    class keeps the few clips it has, however frequent their other classes are.
+
+    Args:
+      labels: Class numbers, integers [N], or multi-hot, bool [N, C] with a class in each row.
+
+    Returns:
+      int32 [N].
+    """
+    if labels.ndim == 1:
+        return labels.astype(np.int32)
+    rarest_first = np.argsort(labels.sum(axis=0), kind="stable").astype(np.int32)
+    return rarest_first[np.argmax(labels[:, rarest_first], axis=1)]
+
+
+def class_balanced_rows(labels: np.ndarray, max_rows: int, *, what: str) -> np.ndarray:
+    """The first rows of each class, for a smoke run.
+
+    Rows are dealt to the classes in turn, each taking its next row in file order, until `max_rows`
+    are dealt: counts differ by one at most, except where a class has no more rows. A clip of
+    several classes counts for its representative one, see `representative_classes`.
+
+    Args:
+      labels: Class numbers, integers [N], or multi-hot, bool [N, C].
+      max_rows: Most rows to keep.
+      what: What the message calls these rows.
+
+    Returns:
+      The chosen row numbers in file order; all of them if there are no more than `max_rows`.
+
+    Raises:
+      UserError: `max_rows` leaves a class without a row.
+    """
+    labels = representative_classes(labels)
+    classes, counts = np.unique(labels, return_counts=True)
+    if max_rows < len(classes):
+        raise UserError(
+            f"{max_rows} rows cannot represent the {len(classes)} classes of {what}; "
+            f"keep at least {len(classes)} rows"
+        )
+    by_class = np.argsort(labels, kind="stable")
+    turns = np.concatenate([np.arange(count) for count in counts])
+    dealt = by_class[np.argsort(turns, kind="stable")]
+    return np.sort(dealt[:max_rows])
