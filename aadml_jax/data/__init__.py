@@ -10,7 +10,7 @@ from aadml_jax.data.catalog import (
 )
 from aadml_jax.data.feature_files import load_feature_file, open_feature_file
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
-from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset
+from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset, shared_rows
 from aadml_jax.data.standardization import (
     FeatureStandardization,
     fit_standardization,
@@ -49,5 +49,6 @@ __all__ = [
     "open_feature_file",
     "reopen_dataset",
     "representative_classes",
+    "shared_rows",
     "standardize",
 ]

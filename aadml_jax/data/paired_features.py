@@ -101,10 +101,9 @@ class PairedFeatures:
         return zip(self.audio, self.visual, self.labels, strict=True)
 
     def row_digests(self) -> np.ndarray:
-        """A digest of each row's features and label, the same on every machine, uint8 [N, 16]."""
+        """A digest of each row's features, the same on every machine, uint8 [N, 16]."""
         arrays = [
-            np.ascontiguousarray(array, array.dtype.newbyteorder("<")).view(np.uint8)
-            for array in (self.audio, self.visual, self.labels[:, None])
+            np.ascontiguousarray(array, "<f4").view(np.uint8) for array in (self.audio, self.visual)
         ]
         digests = bytearray()
         for rows in zip(*arrays, strict=True):

@@ -23,10 +23,12 @@ class PreparedFacts(NamedTuple):
     Attributes:
       fingerprint: See `RetrievalDataset.fingerprint`.
       standardization: Of the training rows.
+      shared_rows: See the function `shared_rows`.
     """
 
     fingerprint: str
     standardization: FeatureStandardization
+    shared_rows: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,8 +146,8 @@ class RetrievalDataset:
         """Digest of all features and labels, 32 hexadecimal digits, the same on every machine.
 
         Two data sets share it only if their splits hold the same values in the same order and they
-        count the same classes. Names, source and posteriors don't enter. Of prepared data it is the
-        one that was measured then; else all features are read.
+        count the same classes in the same kind of labels. Names, source and posteriors don't enter.
+        Of prepared data it is the one that was measured then; else all features are read.
         """
         if self.prepared is not None:
             return self.prepared.fingerprint
@@ -158,8 +160,32 @@ class RetrievalDataset:
           train_digests: `row_digests` of all training rows, uint8 [N, 16].
           test_digests: The same of the test rows.
         """
-        numbers = (self.num_classes, self.audio_dim, self.visual_dim, len(self.train))
+        kind = "multi-hot" if self.is_multi_label else "class numbers"
+        numbers = (self.num_classes, self.audio_dim, self.visual_dim, len(self.train), kind)
         digest = hashlib.blake2b(str(numbers).encode(), digest_size=DIGEST_BYTES)
         for digests in (train_digests, test_digests):
             digest.update(np.ascontiguousarray(digests))
+        for split in (self.train, self.test):
+            labels = split.labels
+            digest.update(
+                np.packbits(labels, axis=1)
+                if self.is_multi_label
+                else np.ascontiguousarray(labels, "<i4")
+            )
         return digest.hexdigest()
+
+
+def shared_rows(train_digests: np.ndarray, test_digests: np.ndarray) -> int:
+    """How many test rows have the features of a training row, whatever their labels.
+
+    Such a row is ranked after it was learned: MAP over it doesn't tell how new clips are ranked.
+
+    Args:
+      train_digests: `row_digests` of all training rows, uint8 [N, 16].
+      test_digests: The same of the test rows, uint8 [M, 16].
+    """
+    train, test = (
+        np.ascontiguousarray(digests).view(f"S{DIGEST_BYTES}")[:, 0]
+        for digests in (train_digests, test_digests)
+    )
+    return int(np.isin(test, train).sum())

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from aadml_jax.data.catalog import DATASETS, require_prepared_name
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
-from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset
+from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset, shared_rows
 from aadml_jax.data.standardization import FeatureStandardization, fit_standardization
 from aadml_jax.errors import UserError
 
@@ -107,7 +107,7 @@ def open_tfds_folder(
     try:
         builder = tfds.builder_from_directory(folder)
         metadata = dict(builder.info.metadata or {})
-        facts = {key: metadata[key] for key in ("fingerprint", "num_classes")}
+        facts = {key: metadata[key] for key in ("fingerprint", "num_classes", "shared_rows")}
         arrays = {key: _decoded(metadata[key]) for key in (*_label_keys(), *_statistics_keys())}
         posteriors = tuple(_decoded(metadata[key]) for key in _POSTERIORS if key in metadata)
     except KeyError as error:
@@ -141,7 +141,7 @@ def open_tfds_folder(
         num_classes=facts["num_classes"],
         source=str(folder),
         test_posteriors=posteriors or None,
-        prepared=PreparedFacts(facts["fingerprint"], standardization),
+        prepared=PreparedFacts(facts["fingerprint"], standardization, int(facts["shared_rows"])),
     )
 
 
@@ -200,9 +200,11 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         dataset = self._dataset
         statistics = fit_standardization(dataset.train)
+        digests = [getattr(dataset, split).row_digests() for split in _SPLITS]
         self.info.metadata.update(
             num_classes=dataset.num_classes,
-            fingerprint=dataset.fingerprint(),
+            fingerprint=dataset.fingerprint_of(*digests),
+            shared_rows=shared_rows(*digests),
             train_labels=_encoded(dataset.train.labels),
             test_labels=_encoded(dataset.test.labels),
             **{key: _encoded(array) for key, array in statistics._asdict().items()},

@@ -14,6 +14,7 @@ from aadml_jax.data import (
     StoredFeatures,
     fit_standardization,
     identity_standardization,
+    shared_rows,
     standardize,
 )
 from aadml_jax.data.standardization import Sums
@@ -40,7 +41,7 @@ class HeldData:
       test: the test rows of this process's devices, standardised.
       num_train: training rows of all processes.
       num_classes: C.
-      test_labels: of all test rows, int32.
+      test_labels: of all test rows, int32 [N], or multi-hot, bool [N, C].
       test_posteriors: of all test rows; see `RetrievalDataset`.
       standardization: the statistics of all training rows, or those that change nothing.
       description: what config.json records of the data.
@@ -87,6 +88,7 @@ def hold(
             for what, value in (
                 ("training labels", dataset.train.labels.tobytes()),
                 ("test labels", dataset.test.labels.tobytes()),
+                ("kind of labels", (dataset.is_multi_label, dataset.num_classes)),
                 ("numbers of features", (dataset.audio_dim, dataset.visual_dim)),
                 ("prepared facts", dataset.prepared and dataset.prepared.fingerprint),
             )
@@ -100,7 +102,7 @@ def hold(
     # What is not streamed is read once and for all.
     for name in ("test",) if streamed else ("train", "test"):
         parts[name] = _agreed(lambda name=name: parts[name].take(slice(None)))
-    fingerprint, statistics = dataset.prepared or _measured(dataset, parts, counts)
+    fingerprint, statistics, num_shared = dataset.prepared or _measured(dataset, parts, counts)
     if not standardized:
         statistics = identity_standardization(dataset.audio_dim, dataset.visual_dim)
 
@@ -122,7 +124,9 @@ def hold(
             "fingerprint": fingerprint,
             "train_rows": len(dataset.train),
             "test_rows": len(dataset.test),
+            "shared_rows": num_shared,
             "num_classes": dataset.num_classes,
+            "multi_label": dataset.is_multi_label,
             "audio_dim": dataset.audio_dim,
             "visual_dim": dataset.visual_dim,
         },
@@ -141,7 +145,7 @@ def _measured(
     parts: Mapping[str, PairedFeatures | StoredFeatures],
     counts: Mapping[str, int],
 ) -> PreparedFacts:
-    """Fingerprint and statistics of all rows, from the parts of all processes."""
+    """Facts of all rows, from the parts of all processes."""
     digests = _agreed(
         lambda: [parts[name].row_digests()[: counts[name]] for name in ("train", "test")]
     )
@@ -152,9 +156,11 @@ def _measured(
             sums = [np.zeros_like(total) for total in sums]
         return [from_all_processes(total).sum(axis=0) for total in sums]
 
+    digests = list(map(rows_from_all_processes, digests))
     return PreparedFacts(
-        dataset.fingerprint_of(*map(rows_from_all_processes, digests)),
+        dataset.fingerprint_of(*digests),
         fit_standardization(parts["train"], len(dataset.train), sum_over_all),
+        shared_rows(*digests),
     )
 
 

@@ -112,7 +112,7 @@ def recorded_data(stored: dict[str, Any]) -> dict[str, Any]:
       UserError: if there is none.
     """
     data = stored.get("data")
-    needed = {"fingerprint", "source", "num_classes", "audio_dim", "visual_dim"}
+    needed = {"fingerprint", "source", "num_classes", "multi_label", "audio_dim", "visual_dim"}
     if not isinstance(data, dict) or not needed <= set(data):
         raise UserError("config.json does not describe its data; use another --workdir")
     return data

@@ -73,6 +73,7 @@ def test_rows_are_read_in_any_order(folder):
 def test_facts_are_those_of_the_source(folder):
     dataset = open_tfds_folder(folder)
     assert dataset.fingerprint() == dataset.prepared.fingerprint == MADE.fingerprint()
+    assert dataset.prepared.shared_rows == 0
     # Measured anew, they are the same.
     anew = dataclasses.replace(dataset, prepared=None)
     assert anew.fingerprint() == MADE.fingerprint()

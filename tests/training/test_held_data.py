@@ -112,6 +112,16 @@ def test_a_process_without_rows_holds_none(monkeypatch):
     assert [leaf.shape for leaf in data.test] == [(0, 3), (0, 2), (0,)]
 
 
+def test_rows_that_both_splits_hold_are_counted():
+    assert hold(DATASET).description["shared_rows"] == 0
+    leaking = DATASET.test.take(slice(0, 3))
+    audio = np.concatenate([DATASET.train.audio, leaking.audio])
+    visual = np.concatenate([DATASET.train.visual, leaking.visual])
+    train = PairedFeatures(audio, visual, np.arange(12) % 2)
+    dataset = dataclasses.replace(DATASET, train=train)
+    assert hold(dataset).description["shared_rows"] == 3
+
+
 def test_statistics_add_up_over_parts():
     # Two processes, played one after the other: what one adds is what the other has summed.
     train = PairedFeatures(
