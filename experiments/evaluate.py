@@ -43,7 +43,7 @@ def recorded_dataset(stored: dict[str, Any]) -> RetrievalDataset:
     """
     config = configuration.config_from_json(stored.get("config"))
     recorded = recorded_data(stored)
-    dataset = reopen_dataset(config.dataset, recorded["source"])
+    dataset = reopen_dataset(config.dataset, recorded["source"], multi_label=config.multi_label)
     dataset = configuration.apply_smoke_subset(config, dataset)
     if dataset.fingerprint() != recorded["fingerprint"]:
         raise UserError(
@@ -65,7 +65,9 @@ def main() -> None:
     if _FEATURES_FILE.value is None:
         dataset = recorded_dataset(stored)
     else:
-        dataset = load_feature_file(_FEATURES_FILE.value)
+        dataset = load_feature_file(
+            _FEATURES_FILE.value, multi_label=recorded_data(stored)["multi_label"]
+        )
     config, state, progress = restore_for_evaluation(workdir, stored, _WHICH.value)
 
     model = build_model(config, recorded_data(stored)["num_classes"])

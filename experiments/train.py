@@ -40,7 +40,10 @@ def main() -> int:
     )
 
     dataset = open_dataset(
-        config.dataset, data_dir=config.data_dir, features_file=config.features_file
+        config.dataset,
+        data_dir=config.data_dir,
+        features_file=config.features_file,
+        multi_label=config.multi_label,
     )
     dataset = configuration.apply_smoke_subset(config, dataset)
     config = configuration.resolve(config, len(dataset.train))

@@ -156,6 +156,7 @@ def load_dataset(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     features_file: str | os.PathLike[str] | None = None,
+    multi_label: bool = False,
 ) -> RetrievalDataset:
     """Loads a data set by name: `open_dataset`, and all rows taken.
 
@@ -163,11 +164,14 @@ def load_dataset(
       name: See `open_dataset`.
       data_dir: See `open_dataset`.
       features_file: See `open_dataset`.
+      multi_label: See `open_dataset`.
 
     Raises:
       UserError: Whatever `open_dataset` or the taking of rows raises.
     """
-    return open_dataset(name, data_dir=data_dir, features_file=features_file).loaded()
+    return open_dataset(
+        name, data_dir=data_dir, features_file=features_file, multi_label=multi_label
+    ).loaded()
 
 
 def open_dataset(
@@ -175,6 +179,7 @@ def open_dataset(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     features_file: str | os.PathLike[str] | None = None,
+    multi_label: bool = False,
 ) -> RetrievalDataset:
     """Opens a data set by name: features from files are read when rows are taken.
 
@@ -183,6 +188,7 @@ def open_dataset(
       data_dir: Folder with the published files, for "vegas" and "ave", or with the folders of TFDS
         for "tfds:NAME"; `~` is expanded.
       features_file: Feature file, for "features" only; `~` is expanded.
+      multi_label: Whether its clips may have several classes, for "features" only.
 
     Returns:
       The data set; its `source` tells which file or folder it is in.
@@ -200,12 +206,14 @@ def open_dataset(
     ):
         if value is not None and not is_used:
             raise UserError(f"data set {name} does not use --{flag}={value}; leave the flag out")
+    if multi_label and not reads_file:
+        raise UserError(f"data set {name} does not use --multi_label; leave the flag out")
     if spec.synthetic is not None:
         return make_synthetic(spec.synthetic, name=name)
     if reads_file:
         if features_file is None:
             raise UserError(f"data set {name} needs a file; set --features_file=FILE.h5")
-        return open_feature_file(features_file)
+        return open_feature_file(features_file, multi_label=multi_label)
     if is_prepared:
         if data_dir is None:
             raise UserError(
@@ -219,12 +227,13 @@ def open_dataset(
     return open_feature_file(path, num_classes=spec.num_classes, name=name)
 
 
-def reopen_dataset(name: str, source: str) -> RetrievalDataset:
+def reopen_dataset(name: str, source: str, *, multi_label: bool = False) -> RetrievalDataset:
     """Opens a data set again where it was found before.
 
     Args:
       name: What `open_dataset` was given.
       source: The `source` of the data set that it returned.
+      multi_label: What `open_dataset` was given.
 
     Raises:
       UserError: See `open_dataset`.
@@ -236,7 +245,7 @@ def reopen_dataset(name: str, source: str) -> RetrievalDataset:
         from aadml_jax.data import tfds_folders
 
         return tfds_folders.open_tfds_folder(source, name=name)
-    return open_feature_file(source, num_classes=spec.num_classes)
+    return open_feature_file(source, num_classes=spec.num_classes, multi_label=multi_label)
 
 
 def _find_published_file(

@@ -6,8 +6,9 @@ One table: `audio_feat`, `visual_feat`, `Label_ID`, and `Split` or `Train_test`,
 training rows with 1 (text or number) and test rows with one other value.
 
 Features are (N, D), or (N, T, D) over T time steps, which are averaged. Labels are class numbers,
-(N,) or (N, 1), that start at 0 or at 1, or one-hot rows (N, C). Nothing is repaired or skipped:
-whatever doesn't fit is a `UserError` that names file, key and row.
+(N,) or (N, 1), that start at 0 or at 1, or one-hot rows (N, C); multi-hot rows where clips may have
+several classes. Nothing is repaired or skipped: whatever doesn't fit is a `UserError` that names
+file, key and row.
 """
 
 import functools
@@ -53,40 +54,48 @@ _BLOCK_BYTES = 8 * 2**20
 
 
 def open_feature_file(
-    path: str | os.PathLike[str], *, num_classes: int | None = None, name: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    name: str | None = None,
+    multi_label: bool = False,
 ) -> RetrievalDataset:
     """Reads the labels of a feature file; features are read when rows are taken.
 
     Args:
       path: An HDF5 file in either layout (see the module's docstring); `~` is expanded.
       num_classes: Number of classes C that the file must have. None takes it from the labels: the
-        columns of one-hot labels, else the largest class number counted from the first.
+        columns of one-hot or multi-hot labels, else the largest class number counted from the
+        first.
       name: Name of the data set; None takes the file's name without its suffix.
+      multi_label: Whether clips may have several classes: labels must then be rows (N, C) of 0 and
+        1, at least one 1 each.
 
     Returns:
       The data set, its splits as `StoredFeatures`, with labels from 0, whatever the file counts
       from: its numbers are taken to start at 1 if the smallest one in training and test rows
-      together is 1.
+      together is 1. With `multi_label` they are bool [N, C].
 
     Raises:
       UserError: The file can't be read, lacks a key, or holds what doesn't fit: another rank or
-        dtype, unequal numbers of rows, class numbers out of range, a class without training rows,
-        a split without rows. Taking rows raises it for NaN or infinity and for values beyond
-        float32.
+        dtype, unequal numbers of rows, class numbers out of range, a class without training rows
+        (unless `multi_label`), a split without rows. Taking rows raises it for NaN or infinity and
+        for values beyond float32.
     """
     path = pathlib.Path(os.path.expanduser(path)).absolute()
     with open_file(path) as file:
         if not any(key in file for key in _SIX_KEYS) and any(key in file for key in _TABLE_KEYS):
-            splits, stored_labels = _open_table(file, path)
+            splits, stored_labels = _open_table(file, path, multi_label)
         else:
-            splits, stored_labels = _open_six_keys(file, path)
+            splits, stored_labels = _open_six_keys(file, path, multi_label)
     first_class, num_classes = class_numbering(stored_labels, num_classes)
-    require_every_class(
-        splits[0].numbers, num_classes, what=stored_labels[0].what, first_class=first_class
-    )
+    if not multi_label:
+        require_every_class(
+            splits[0].labels, num_classes, what=stored_labels[0].what, first_class=first_class
+        )
     train, test = (
         StoredFeatures(
-            labels=split.numbers - first_class,
+            labels=split.labels if multi_label else split.labels - first_class,
             audio_dim=split.dims[0],
             visual_dim=split.dims[1],
             read=functools.partial(_read_split, path, split.keys),
@@ -105,7 +114,11 @@ def open_feature_file(
 
 
 def load_feature_file(
-    path: str | os.PathLike[str], *, num_classes: int | None = None, name: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    name: str | None = None,
+    multi_label: bool = False,
 ) -> RetrievalDataset:
     """Reads and checks a whole feature file: `open_feature_file`, and all rows taken.
 
@@ -113,6 +126,7 @@ def load_feature_file(
       path: See `open_feature_file`.
       num_classes: See `open_feature_file`.
       name: See `open_feature_file`.
+      multi_label: See `open_feature_file`.
 
     Returns:
       The data set in memory, in float32.
@@ -120,7 +134,9 @@ def load_feature_file(
     Raises:
       UserError: Whatever `open_feature_file` or the taking of rows raises.
     """
-    return open_feature_file(path, num_classes=num_classes, name=name).loaded()
+    return open_feature_file(
+        path, num_classes=num_classes, name=name, multi_label=multi_label
+    ).loaded()
 
 
 class _Split(NamedTuple):
@@ -130,13 +146,13 @@ class _Split(NamedTuple):
       keys: Of the audio and the visual features.
       dims: Da and Dv.
       rows: Of the arrays under these keys, ascending, int [N].
-      numbers: Class numbers as stored, int32 [N].
+      labels: Class numbers as stored, int32 [N], or multi-hot, bool [N, C].
     """
 
     keys: tuple[str, str]
     dims: tuple[int, int]
     rows: np.ndarray
-    numbers: np.ndarray
+    labels: np.ndarray
 
 
 _Opened = tuple[tuple[_Split, _Split], tuple[StoredLabels, ...]]
@@ -144,7 +160,7 @@ _Opened = tuple[tuple[_Split, _Split], tuple[StoredLabels, ...]]
 single labels go over these, so that they can name the row of the file."""
 
 
-def _open_six_keys(file: h5py.File, path: pathlib.Path) -> _Opened:
+def _open_six_keys(file: h5py.File, path: pathlib.Path, multi_label: bool) -> _Opened:
     """Opens the layout with a key for each split."""
     arrays = {key: _array_of(file, path, key) for key in _SIX_KEYS}
     splits, labels = [], []
@@ -152,13 +168,13 @@ def _open_six_keys(file: h5py.File, path: pathlib.Path) -> _Opened:
         audio, visual, lab = keys = [f"{part}_{split}" for part in ("audio", "visual", "lab")]
         _require_equal_rows({key: arrays[key] for key in keys}, path)
         dims = tuple(_num_features(arrays[key], path, key) for key in (audio, visual))
-        labels.append(read_labels(arrays[lab], path, lab))
+        labels.append(read_labels(arrays[lab], path, lab, multi_label=multi_label))
         rows = np.arange(arrays[lab].shape[0])
-        splits.append(_Split((audio, visual), dims, rows, labels[-1].numbers))
+        splits.append(_Split((audio, visual), dims, rows, labels[-1].values))
     return tuple(splits), tuple(labels)
 
 
-def _open_table(file: h5py.File, path: pathlib.Path) -> _Opened:
+def _open_table(file: h5py.File, path: pathlib.Path, multi_label: bool) -> _Opened:
     """Opens the layout with one table and a column that marks the training rows."""
     audio, visual, label = _TABLE_KEYS
     split_keys = [key for key in _SPLIT_KEYS if key in file]
@@ -170,10 +186,10 @@ def _open_table(file: h5py.File, path: pathlib.Path) -> _Opened:
     arrays = {key: _array_of(file, path, key) for key in (*_TABLE_KEYS, split_key)}
     _require_equal_rows(arrays, path)
     dims = tuple(_num_features(arrays[key], path, key) for key in (audio, visual))
-    labels = read_labels(arrays[label], path, label)
+    labels = read_labels(arrays[label], path, label, multi_label=multi_label)
     training = read_training_mask(arrays[split_key], path, split_key)
     splits = (
-        _Split((audio, visual), dims, np.flatnonzero(mask), labels.numbers[mask])
+        _Split((audio, visual), dims, np.flatnonzero(mask), labels.values[mask])
         for mask in (training, ~training)
     )
     return tuple(splits), (labels,)

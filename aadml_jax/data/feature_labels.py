@@ -7,7 +7,11 @@ import h5py
 import numpy as np
 
 from aadml_jax.data.hdf5 import read_rows
-from aadml_jax.data.validation import class_numbers, require_labels_in_range
+from aadml_jax.data.validation import (
+    class_numbers,
+    multi_hot_labels,
+    require_labels_in_range,
+)
 from aadml_jax.errors import UserError
 
 _TRAINING_MARK = "1"
@@ -19,25 +23,34 @@ class StoredLabels(NamedTuple):
     """The labels under one key, in the file's own numbers and rows.
 
     Attributes:
-      numbers: Class numbers, int32 [N]; from 0 where they were one-hot.
-      num_columns: C of one-hot labels, None for class numbers.
+      values: Class numbers, int32 [N], from 0 where they were one-hot; or multi-hot, bool [N, C].
+      num_columns: C of one-hot or multi-hot labels, None for class numbers.
       what: Their name in messages.
     """
 
-    numbers: np.ndarray
+    values: np.ndarray
     num_columns: int | None
     what: str
 
 
-def read_labels(dataset: h5py.Dataset, path: pathlib.Path, key: str) -> StoredLabels:
-    """Reads class numbers or one-hot rows."""
+def read_labels(
+    dataset: h5py.Dataset, path: pathlib.Path, key: str, *, multi_label: bool
+) -> StoredLabels:
+    """Reads class numbers or one-hot rows; with `multi_label`, multi-hot rows."""
     what = f"{path}: {key}"
+    if multi_label and (dataset.ndim != 2 or dataset.shape[1] == 1):
+        raise UserError(
+            f"{what} must have shape (N, C) with a column per class, got {dataset.shape}; leave "
+            "--multi_label out for class numbers"
+        )
     if dataset.ndim > 2:
         raise UserError(
             f"{what} must have shape (N,), (N, 1) or one-hot (N, C), got {dataset.shape}; store "
             "one label per clip"
         )
     values = read_rows(dataset, slice(0, dataset.shape[0]), what)
+    if multi_label:
+        return StoredLabels(multi_hot_labels(values, what=what), values.shape[1], what)
     if values.ndim == 2 and values.shape[1] > 1:
         return StoredLabels(_one_hot_to_numbers(values, what), values.shape[1], what)
     return StoredLabels(class_numbers(values.reshape(-1), what=what), None, what)
@@ -57,7 +70,8 @@ def _one_hot_to_numbers(rows: np.ndarray, what: str) -> np.ndarray:
         more = ", …" if rows.shape[1] > _LISTED_VALUES else ""
         raise UserError(
             f"{what}: row {row} is not one-hot ({listed}{more}); {int((~one_hot).sum())} of "
-            f"{len(rows)} rows are not, each needs exactly one 1 among zeros"
+            f"{len(rows)} rows are not, each needs exactly one 1 among zeros; for clips of several "
+            "classes set --multi_label"
         )
     return np.argmax(ones, axis=1).astype(np.int32)
 
@@ -125,17 +139,17 @@ def class_numbering(stored: tuple[StoredLabels, ...], num_classes: int | None) -
             )
         return 0, first.num_columns
     # Over all rows together: a test split may well lack the first class.
-    first_class = int(min(labels.numbers.min() for labels in stored))
+    first_class = int(min(labels.values.min() for labels in stored))
     if first_class > 1:
         raise UserError(
             f"{first.what}: the smallest class number of the file is {first_class}; number the "
             "classes from 0 or from 1"
         )
     if num_classes is None:
-        num_classes = int(max(labels.numbers.max() for labels in stored)) - first_class + 1
+        num_classes = int(max(labels.values.max() for labels in stored)) - first_class + 1
     for labels in stored:
         require_labels_in_range(
-            labels.numbers, num_classes, what=labels.what, first_class=first_class
+            labels.values, num_classes, what=labels.what, first_class=first_class
         )
     return first_class, num_classes
 
@@ -144,4 +158,5 @@ def _label_form(labels: StoredLabels) -> str:
     """How a file stores its labels, in words."""
     if labels.num_columns is None:
         return "class numbers"
-    return f"one-hot rows of {labels.num_columns}"
+    kind = "multi-hot" if labels.values.ndim == 2 else "one-hot"
+    return f"{kind} rows of {labels.num_columns}"

@@ -70,6 +70,9 @@ class TrainConfig:
     features_file: str | None = _setting(
         None, "HDF5 feature file for --dataset=features", resumable=True, per_process=True
     )
+    multi_label: bool = _setting(
+        False, "rows of the label matrix may have several ones; for --dataset=features"
+    )
     input: str = _setting(
         "device",
         "training rows are kept on the devices, or read while training goes on (stream): for data "

@@ -5,7 +5,14 @@ import h5py
 import numpy as np
 import pytest
 
-from aadml_jax.data import DATASETS, SYNTHETIC, load_dataset, make_synthetic
+from aadml_jax.data import (
+    DATASETS,
+    SYNTHETIC,
+    load_dataset,
+    make_synthetic,
+    open_dataset,
+    reopen_dataset,
+)
 from aadml_jax.data import catalog as catalog_module
 from aadml_jax.errors import UserError
 
@@ -94,6 +101,22 @@ def test_any_feature_file_is_read(tmp_path, monkeypatch):
     assert (dataset.name, dataset.num_classes, dataset.source) == ("mine", 4, str(path))
 
 
+def test_a_file_of_several_classes_is_opened_and_opened_again(tmp_path):
+    path = write_features(tmp_path / "mine.h5", 4)
+    with h5py.File(path, "r+") as file:
+        for split in ("train", "test"):
+            numbers = file[f"lab_{split}"][:]
+            del file[f"lab_{split}"]
+            file[f"lab_{split}"] = np.eye(4)[numbers] + np.eye(4)[(numbers + 1) % 4]
+    opened = open_dataset("features", features_file=path, multi_label=True)
+    assert opened.is_multi_label
+    again = reopen_dataset("features", opened.source, multi_label=True)
+    assert again.fingerprint() == opened.fingerprint()
+    assert "set --multi_label" in error_line("features", features_file=path)
+    loaded = load_dataset("features", features_file=path, multi_label=True)
+    assert loaded.train.labels.sum(axis=1).tolist() == [2] * 9
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("vegass", "did you mean vegas?"), ("AVE", "did you mean ave?"), ("imagenet", "'imagenet';")],
@@ -125,6 +148,9 @@ def test_missing_folders_are_answered_with_the_way_to_the_data(tmp_path, name):
         ("vegas", {"features_file": "a.h5", "data_dir": "b"}, "--features_file=a.h5"),
         ("synthetic", {"features_file": "a.h5"}, "--features_file=a.h5"),
         ("synthetic", {"data_dir": "b"}, "--data_dir=b"),
+        ("synthetic", {"multi_label": True}, "does not use --multi_label; leave the flag out"),
+        ("vegas", {"multi_label": True}, "does not use --multi_label; leave the flag out"),
+        ("tfds:mine", {"multi_label": True}, "does not use --multi_label; leave the flag out"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(name, flags, culprit):
