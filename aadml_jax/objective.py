@@ -109,8 +109,9 @@ class ObjectiveOptions:
         similarities.
       intra_modal: whether audio→audio and visual→visual are added to the two cross-modal
         directions; there the anchor's own column is left out. False for a loss on class proxies.
-      label_loss: `"squared"`, the squared Euclidean distance to the one-hot label, summed over
-        classes and averaged over the batch; or `"cross_entropy"` of the softmax.
+      label_loss: `"squared"`, the squared Euclidean distance to the one-hot or multi-hot label,
+        summed over classes and averaged over the batch; or `"cross_entropy"` of the softmax, whose
+        target is shared equally among the classes of a clip.
       label_weight: factor of the label losses.
       metric_weight: factor of the metric losses.
     """

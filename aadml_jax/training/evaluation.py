@@ -17,6 +17,8 @@ from aadml_jax.training.parallel import AXIS, Placement
 
 DIRECTIONS = ("audio_to_visual", "visual_to_audio", "mean")
 _CUT_OFFS = (1, 5, 10)
+# Clips whose relevance to all others is in memory at a time.
+_BLOCK_ROWS = 512
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -57,7 +59,8 @@ def make_evaluate(
 
     Args:
       model: the towers.
-      rows: audio, visual and labels of this process's rows of the split, on the host.
+      rows: audio, visual and labels of this process's rows of the split, on the host; the labels
+        int [n] or bool [n, C].
       num_rows: rows of the split in all processes.
       placement: devices to share the queries, each ranking the whole gallery; default one.
     """
@@ -106,7 +109,7 @@ def bayes_reference(
     Args:
       audio_posteriors: p(c | audio) [N, C].
       visual_posteriors: p(c | visual) [N, C] of the same clips.
-      labels: int [N].
+      labels: int [N], or multi-hot, bool [N, C].
     """
     return _as_floats(
         cross_modal_report(
@@ -131,13 +134,27 @@ def chance_map(labels: np.ndarray) -> float:
     relevant with probability R / M, and each of the m − 1 before it then with (R − 1) / (M − 1).
 
     Args:
-      labels: int [M].
+      labels: int [M]; or multi-hot, bool [M, C], at least one class a clip.
     """
     num_items = len(labels)
     if num_items == 1:
         return 1.0
-    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    relevant = counts[inverse].astype(np.float64)
+    relevant = _relevant_counts(labels).astype(np.float64)
     first_share = np.sum(1 / np.arange(1, num_items + 1)) / num_items
     expected = first_share + (relevant - 1) / (num_items - 1) * (1 - first_share)
     return float(np.mean(expected))
+
+
+def _relevant_counts(labels: np.ndarray) -> np.ndarray:
+    """How many clips share a class with each clip, itself included, int [M]."""
+    # Clips with equal labels have equal counts, and usually there are many of them.
+    distinct, inverse, counts = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
+    if labels.ndim == 2:
+        columns = distinct.T.astype(np.float32)
+        counts = np.concatenate(
+            [
+                (distinct[start : start + _BLOCK_ROWS].astype(np.float32) @ columns > 0) @ counts
+                for start in range(0, len(distinct), _BLOCK_ROWS)
+            ]
+        )
+    return counts[inverse.reshape(-1)]

@@ -184,7 +184,8 @@ class Placement:
             is_own = (places >= 0) & (places < len(share))
             taken = share[jnp.clip(places, 0, len(share) - 1)]
             is_own = is_own.reshape(-1, *[1] * (share.ndim - 1))
-            return jax.lax.psum_scatter(jnp.where(is_own, taken, 0), AXIS, tiled=True)
+            total = jax.lax.psum_scatter(jnp.where(is_own, taken, 0), AXIS, tiled=True)
+            return total.astype(share.dtype)  # bool is added up as integers
 
         return jax.tree.map(from_owners, data)
 

@@ -16,7 +16,7 @@ from aadml_jax.training.state import RunKeys, TrainState
 
 
 class Batch(NamedTuple):
-    """Rows of both modalities: audio [B, Da], visual [B, Dv], labels int32 [B]."""
+    """Rows of both modalities: audio [B, Da], visual [B, Dv], labels int32 [B] or bool [B, C]."""
 
     audio: Array
     visual: Array

@@ -72,7 +72,8 @@ def make_stream_steps(
     placement.check_batch_size(batch_size)
     steps_per_epoch = len(features) // batch_size
     own = placement.own_rows(batch_size)
-    batch_bytes = 4 * (own.stop - own.start) * (features.audio_dim + features.visual_dim)
+    row_bytes = 4 * (features.audio_dim + features.visual_dim) + features.labels[:1].nbytes
+    batch_bytes = (own.stop - own.start) * row_bytes
     chunk_size = min(_STEPS_PER_CHUNK, steps_per_epoch, max(1, _CHUNK_BYTES // batch_bytes))
 
     def run_chunk(batches: Batch, keys: RunKeys, state: TrainState, span: _Span) -> TrainState:

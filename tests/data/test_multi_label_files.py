@@ -13,7 +13,7 @@ from feature_content import (
     write,
 )
 
-from aadml_jax.data import load_feature_file
+from aadml_jax.data import load_feature_file, open_feature_file
 
 MULTI_HOT_TRAIN = one_hot(TRAIN_LABELS) + one_hot((TRAIN_LABELS + 1) % 3)
 MULTI_HOT_TEST = one_hot(TEST_LABELS)
@@ -24,6 +24,7 @@ MULTI_HOT_TEST = one_hot(TEST_LABELS)
 def test_rows_of_several_classes_are_read_where_asked_for(tmp_path, dtype, num_classes):
     labels = {"lab_train": MULTI_HOT_TRAIN.astype(dtype), "lab_test": MULTI_HOT_TEST.astype(dtype)}
     path = write(tmp_path / "clips.h5", six_keys() | labels)
+    assert open_feature_file(path, multi_label=True).train.labels.dtype == bool
     dataset = load_feature_file(path, num_classes=num_classes, multi_label=True)
     assert (dataset.num_classes, dataset.is_multi_label) == (3, True)
     for rows, expected in ((dataset.train, MULTI_HOT_TRAIN), (dataset.test, MULTI_HOT_TEST)):

@@ -17,17 +17,40 @@ DIGITS = pathlib.Path(__file__).parents[3] / "shared" / "data" / "fsdd_mnist.h5"
 RNG = np.random.default_rng(0)
 
 
+def shares_a_class(labels):
+    """Which clips share a class, bool [N, N], one pair after the other."""
+    return np.array(
+        [[np.any((a == b) & (a > 0 if a.ndim else True)) for b in labels] for a in labels]
+    )
+
+
+def several_classes(num_clips, num_classes):
+    labels = RNG.random((num_clips, num_classes)) < 0.2
+    labels[np.arange(num_clips), np.arange(num_clips) % num_classes] = True
+    return labels
+
+
 def mean_ap(scores, labels):
-    relevance = labels[:, None] == labels[None, :]
+    relevance = shares_a_class(labels)
     return np.mean(oracles.by_row(oracles.average_precision_row, scores, relevance))
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 1, 2, 1, 0], [0, 1, 2, 3], [5, 5, 5], [1, 2]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 0, 1, 2, 1, 0],
+        [0, 1, 2, 3],
+        [5, 5, 5],
+        [1, 2],
+        # The first clip shares a class with all, the others with fewer; two are alike.
+        [[True, True, True], [True, False, False], [False, True, False], [True, False, False]],
+        [[True, False], [False, True]],
+    ],
+)
 def test_chance_is_the_mean_over_all_orders(labels):
     labels = np.array(labels)
     values = []
-    for query in labels:
-        relevant = labels == query
+    for relevant in shares_a_class(labels):
         for order in itertools.permutations(range(len(labels))):
             hits = np.cumsum(relevant[list(order)])
             precisions = hits / np.arange(1, len(labels) + 1)
@@ -43,13 +66,23 @@ def test_chance_of_the_digits_is_the_published_one():
 
 def test_chance_of_a_single_clip_is_certainty():
     assert chance_map(np.array([3])) == 1.0
+    assert chance_map(np.array([[True, False]])) == 1.0
 
 
-def test_evaluate_reports_the_map_of_the_towers_outputs():
+def test_chance_does_not_depend_on_how_classes_are_written_or_blocks_are_cut(monkeypatch):
+    numbers = RNG.integers(0, 4, 23)
+    one_hot = np.eye(4, dtype=bool)[numbers]
+    assert chance_map(one_hot) == pytest.approx(chance_map(numbers), rel=1e-12)
+    labels = several_classes(23, 5)
+    expected = chance_map(labels)
+    monkeypatch.setattr("aadml_jax.training.evaluation._BLOCK_ROWS", 4)
+    assert chance_map(labels) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("labels", [RNG.integers(0, 3, 17), several_classes(17, 3)])
+def test_evaluate_reports_the_map_of_the_towers_outputs(labels):
     model = build_model(TrainConfig(hidden_sizes=(8,), dropout=0.5), 3)
-    features = PairedFeatures(
-        RNG.normal(size=(17, 4)), RNG.normal(size=(17, 5)), RNG.integers(0, 3, 17)
-    )
+    features = PairedFeatures(RNG.normal(size=(17, 4)), RNG.normal(size=(17, 5)), labels)
     params = model.init(jax.random.key(0), features.audio, features.visual)["params"]
     audio, visual = model.apply({"params": params}, features.audio, features.visual)
     report = evaluate(model, params, features)
@@ -68,9 +101,9 @@ def test_evaluate_leaves_out_cut_offs_beyond_a_small_gallery():
     assert list(evaluate(model, params, features)["mean"]["recall_at_k"]) == [1, 5]
 
 
-def test_bayes_reference_ranks_by_the_probability_of_a_shared_class():
+@pytest.mark.parametrize("labels", [RNG.integers(0, 4, 23), several_classes(23, 4)])
+def test_bayes_reference_ranks_by_the_probability_of_a_shared_class(labels):
     audio, visual = RNG.dirichlet(np.ones(4), size=(2, 23))
-    labels = RNG.integers(0, 4, 23)
     report = bayes_reference(audio, visual, labels)
     expected = mean_ap(audio @ visual.T, labels)
     assert report["audio_to_visual"]["map"] == pytest.approx(expected, abs=1e-6)

@@ -122,6 +122,40 @@ def test_rows_that_both_splits_hold_are_counted():
     assert hold(dataset).description["shared_rows"] == 3
 
 
+def test_a_process_holds_the_classes_of_its_own_rows(monkeypatch):
+    labels = {name: RNG.random((rows, 6)) < 0.3 for name, rows in (("train", 9), ("test", 5))}
+    for rows in labels.values():
+        rows[:, 0] |= ~rows.any(axis=1)
+    splits = {
+        name: stored(PairedFeatures(split.audio, split.visual, labels[name]), [])
+        for name, split in (("train", DATASET.train), ("test", DATASET.test))
+    }
+    dataset = dataclasses.replace(DATASET, **splits, num_classes=6)
+    data = hold(dataset, processes(1, 3))
+    np.testing.assert_array_equal(data.train.labels, labels["train"][:3])
+    np.testing.assert_array_equal(data.test.labels, labels["test"][:2])
+    np.testing.assert_array_equal(data.test_labels, labels["test"])
+    assert data.train.labels.dtype == bool
+    assert (data.description["multi_label"], data.description["num_classes"]) == (True, 6)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    data = hold(dataset, processes(3, 1))
+    assert [leaf.shape for leaf in data.train] == [(0, 3), (0, 2), (0, 6)]
+
+
+def test_processes_compare_their_labels_and_their_kind(monkeypatch):
+    told = []
+    monkeypatch.setattr(held_data, "require_agreement", lambda values, _: told.append(values))
+    one_hot = {
+        name: dataclasses.replace(split, labels=np.eye(2, dtype=bool)[split.labels])
+        for name, split in (("train", DATASET.train), ("test", DATASET.test))
+    }
+    hold(DATASET)
+    hold(dataclasses.replace(DATASET, **one_hot))
+    for name in ("training labels", "test labels", "kind of labels"):
+        first, second = (values[f"the data of --dataset ({name})"] for values in told)
+        assert first != second
+
+
 def test_statistics_add_up_over_parts():
     # Two processes, played one after the other: what one adds is what the other has summed.
     train = PairedFeatures(

@@ -39,7 +39,12 @@ def placement_of(mode, count):
     return Placement(tuple(jax.devices()[:count]), mode)
 
 
-def trained(config, placement, *, num_steps=1, optimizer=KEEP_GRADIENT, dtype="float64"):
+MULTI_HOT = np.eye(CLASSES, dtype=bool)[DATA.labels] | (RNG.random((ROWS, CLASSES)) < 0.3)
+
+
+def trained(
+    config, placement, *, num_steps=1, optimizer=KEEP_GRADIENT, dtype="float64", labels=DATA.labels
+):
     """The state after some steps, as NumPy arrays."""
     with oracles.x64(dtype == "float64"):
         statistics = FeatureStandardization(np.zeros(4), np.ones(4), np.zeros(6), np.ones(6))
@@ -50,7 +55,7 @@ def trained(config, placement, *, num_steps=1, optimizer=KEEP_GRADIENT, dtype="f
         towers = TwoTowers(CLASSES, config.hidden_sizes, config.dropout, dtype=dtype)
         run_steps = make_run_steps(
             make_train_step(towers, optimizer, config.objective_options(), placement),
-            Batch(DATA.audio.astype(dtype), DATA.visual.astype(dtype), DATA.labels),
+            Batch(DATA.audio.astype(dtype), DATA.visual.astype(dtype), labels),
             batch_size=BATCH_SIZE,
             keys=run_keys(config.seed),
             placement=placement,
@@ -114,6 +119,19 @@ def test_float32_stays_within_its_rounding(mode):
 def test_learned_class_proxies_get_the_same_gradient():
     config = config_of("proxy_anchor", class_proxies="learned")
     assert_independent_of_devices(config, "shard_map", 4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "mode"), [("triplet", "jit"), ("contrastive", "pmap"), ("proxy_anchor", "shard_map")]
+)
+def test_clips_of_several_classes_do_not_depend_on_devices(loss, mode):
+    learned = {"class_proxies": "learned"} if loss == "proxy_anchor" else {}
+    config = config_of(loss, label_loss="cross_entropy", **learned)
+    expected = trained(config, one_device(), labels=MULTI_HOT)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(expected.opt_state))
+    actual = trained(config, placement_of(mode, 4), labels=MULTI_HOT)
+    assert_close(actual.epoch_sums, expected.epoch_sums, 1e-12)
+    assert_close(actual.opt_state, expected.opt_state, 1e-12)
 
 
 @pytest.mark.full
@@ -198,12 +216,11 @@ def test_each_device_computes_its_own_anchors_only(mode):
     assert "[48,48]" not in program
 
 
-@pytest.mark.parametrize("rows", [48, 43])
-def test_evaluation_shares_the_queries(rows):
+@pytest.mark.parametrize(("rows", "labels"), [(48, None), (43, None), (43, MULTI_HOT)])
+def test_evaluation_shares_the_queries(rows, labels):
     rng = np.random.default_rng(5)
-    features = PairedFeatures(
-        rng.normal(size=(rows, 4)), rng.normal(size=(rows, 6)), rng.integers(0, 3, rows)
-    )
+    labels = rng.integers(0, 3, rows) if labels is None else labels
+    features = PairedFeatures(rng.normal(size=(rows, 4)), rng.normal(size=(rows, 6)), labels)
     model = TwoTowers(3, (8,))
     params = model.init(jax.random.key(0), features.audio, features.visual)["params"]
     expected = evaluate(model, params, features)

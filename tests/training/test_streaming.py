@@ -22,13 +22,18 @@ RNG = np.random.default_rng(0)
 FEATURES = PairedFeatures(
     RNG.normal(size=(ROWS, 4)) + 2, RNG.normal(size=(ROWS, 6)), RNG.integers(0, CLASSES, ROWS)
 )
+MULTI_HOT = PairedFeatures(
+    FEATURES.audio,
+    FEATURES.visual,
+    np.eye(CLASSES, dtype=bool)[FEATURES.labels] | (RNG.random((ROWS, CLASSES)) < 0.3),
+)
 STATISTICS = FeatureStandardization(
     *(RNG.uniform(1, 2, size).astype(np.float32) for size in (4, 4, 6, 6))
 )
 CONFIG = TrainConfig(hidden_sizes=(5,), dropout=0.3, learning_rate=1e-2, seed=3)
 
 
-def stored(seen=None, broken_row=None):
+def stored(seen=None, broken_row=None, labels=FEATURES.labels):
     def read(rows):
         if seen is not None:
             seen.append(rows)
@@ -36,7 +41,7 @@ def stored(seen=None, broken_row=None):
             raise UserError(f"row {broken_row} cannot be read")
         return FEATURES.audio[rows], FEATURES.visual[rows]
 
-    return StoredFeatures(FEATURES.labels, 4, 6, read, np.arange(ROWS), "made", random_access=True)
+    return StoredFeatures(labels, 4, 6, read, np.arange(ROWS), "made", random_access=True)
 
 
 @pytest.fixture(autouse=True)
@@ -72,10 +77,10 @@ def streamed(placement=None, features=None):
 
 
 @functools.cache
-def held(num_steps):
+def held(num_steps, features=FEATURES):
     """The states after each epoch of training on rows that the device holds, and after the last."""
     placement = one_device()
-    rows = standardize(FEATURES, STATISTICS)
+    rows = standardize(features, STATISTICS)
     run = make_run_steps(
         train_step(placement),
         Batch(rows.audio, rows.visual, rows.labels),
@@ -113,6 +118,15 @@ def test_devices_share_the_streamed_rows(mode):
     assert_close(jax.tree.map(np.asarray, state), held(7), 1e-5)
 
 
+def test_clips_of_several_classes_are_streamed():
+    placement = Placement(tuple(jax.devices()[:4]), "shard_map")
+    run = streamed(placement, stored(labels=MULTI_HOT.labels))
+    state = jax.tree.map(np.asarray, run_in_calls(run, initial_state(placement), 7, 4))
+    assert_close(state, held(7, MULTI_HOT), 1e-5)
+    first = jax.tree.leaves(held(7).params)[0]
+    assert np.any(first != jax.tree.leaves(state.params)[0])
+
+
 def test_a_stream_goes_on_from_any_step_with_the_same_bytes():
     whole = run_in_calls(streamed(), initial_state(one_device()), 12, 5)
     for stop in (3, 5):
@@ -146,7 +160,7 @@ def test_a_process_reads_its_part_of_each_batch_once(monkeypatch):
 def test_a_chunk_holds_no_more_than_its_bytes(monkeypatch):
     shapes = []
     monkeypatch.setattr(streaming, "_STEPS_PER_CHUNK", 16)
-    monkeypatch.setattr(streaming, "_CHUNK_BYTES", 3 * BATCH_SIZE * 10 * 4 + 1)
+    monkeypatch.setattr(streaming, "_CHUNK_BYTES", 3 * BATCH_SIZE * (10 + 1) * 4 + 1)
     put_rows = Placement.put_rows
 
     def note(self, arrays, *args, **options):
