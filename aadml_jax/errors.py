@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user rather than of the program."""
+"""The exception that stands for a mistake of the user rather than of the program."""
 
 
 class UserError(Exception):
@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is a single line that names the culprit (file, key, row, flag, value) and the
     remedy. The binaries in `experiments/` print it without a traceback and exit with status 2.
     """
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """An error's message on one line, for use within another's; its type where it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

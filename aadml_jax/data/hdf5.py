@@ -1,41 +1,31 @@
 """HDF5 files, opened and read with errors of one line that say what to do."""
 
 import contextlib
-import os
 import pathlib
 from collections.abc import Iterator
 
 import h5py
 import numpy as np
 
-from aadml_jax.errors import UserError
+from aadml_jax._files import require_readable_file
+from aadml_jax.errors import UserError, one_line
 
 
 @contextlib.contextmanager
 def open_file(path: pathlib.Path) -> Iterator[h5py.File]:
     """Opens an HDF5 file for reading."""
-    # HDF5 reports each of these cases as "unable to open file" in a paragraph of its own.
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a directory; give the HDF5 file itself")
-    try:
-        with open(path, "rb") as raw:
-            raw.read(1)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give the path of an HDF5 feature file") from None
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); check its permissions"
-        ) from error
+    # HDF5 reports what is wrong with a path in a paragraph of its own.
+    status = require_readable_file(path, "an HDF5 feature file")
     if not h5py.is_hdf5(path):
         raise UserError(
-            f"{path} is not an HDF5 file ({path.stat().st_size} bytes); fetch it again, a "
+            f"{path} is not an HDF5 file ({status.st_size} bytes); fetch it again, a "
             "download link may have answered with a web page"
         )
     try:
         file = h5py.File(path, "r")
     except OSError as error:
         raise UserError(
-            f"{path} is damaged or in use ({_one_line(error)}); fetch it again"
+            f"{path} is damaged or in use ({one_line(error)}); fetch it again"
         ) from error
     with file:
         yield file
@@ -50,7 +40,7 @@ def array_of(file: h5py.File, path: pathlib.Path, key: str, *, expected: str) ->
         raise UserError(f"{path}: key {key} is missing (keys there: {there}); {expected}") from None
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{path}: {key} cannot be opened ({_one_line(error)}); fetch the file again"
+            f"{path}: {key} cannot be opened ({one_line(error)}); fetch the file again"
         ) from error
     if not isinstance(node, h5py.Dataset):
         raise UserError(f"{path}: {key} is a group; store an array under this key")
@@ -62,7 +52,7 @@ def array_of(file: h5py.File, path: pathlib.Path, key: str, *, expected: str) ->
         _ = node.dtype
     except TypeError as error:
         raise UserError(
-            f"{path}: {key} has a dtype unknown to NumPy ({_one_line(error)}); store float32 "
+            f"{path}: {key} has a dtype unknown to NumPy ({one_line(error)}); store float32 "
             "features and integer labels"
         ) from error
     return node
@@ -74,11 +64,6 @@ def read_rows(dataset: h5py.Dataset, rows: slice, what: str) -> np.ndarray:
         return dataset[rows]
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{what}: rows {rows.start} to {rows.stop - 1} cannot be read ({_one_line(error)}); "
+            f"{what}: rows {rows.start} to {rows.stop - 1} cannot be read ({one_line(error)}); "
             "the file is damaged, fetch it again"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    """The message of an HDF5 error, which may span lines."""
-    return " ".join(str(error).split())

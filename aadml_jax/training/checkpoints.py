@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from aadml_jax.errors import UserError
+from aadml_jax.errors import UserError, one_line
 from aadml_jax.training.processes import from_primary, is_primary, largest_of_all_processes
 from aadml_jax.training.state import TrainState
 
@@ -176,8 +176,9 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # whatever a damaged file makes the reader raise
-                reason = " ".join(str(error).split())[:200]
-                logging.warning("checkpoint %s/%d is damaged: %s", self._folder, step, reason)
+                logging.warning(
+                    "checkpoint %s/%d is damaged: %s", self._folder, step, one_line(error)
+                )
                 self._damaged.add(step)
         if steps:
             raise UserError(

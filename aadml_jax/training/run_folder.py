@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from aadml_jax._files import written_as_a_whole
 from aadml_jax._version import __version__
 from aadml_jax.errors import UserError
 from aadml_jax.training.processes import from_primary, largest_of_all_processes
@@ -95,13 +96,9 @@ class RunFolder:
         """
         if not self.is_writer:
             return
-        temporary = self.path / f".{name}.tmp"
-        with open(temporary, "w") as file:
+        with written_as_a_whole(self.path / name) as file:
             json.dump(content, file, indent=2, allow_nan=False)
             file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path / name)
 
 
 def require_same_folder(folder: RunFolder) -> None:
@@ -156,12 +153,8 @@ class MetricLog:
         if not folder.is_writer:
             return
         path = folder.path / METRICS_FILE
-        temporary = path.with_name(f".{METRICS_FILE}.tmp")
-        with open(temporary, "w") as file:
+        with written_as_a_whole(path) as file:
             file.writelines(_lines_up_to(path, last_step))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
         self._file = open(path, "a")  # noqa: SIM115 (held until close)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

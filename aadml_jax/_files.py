@@ -1,0 +1,78 @@
+"""Files written as a whole and opened with one line for what is wrong."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import stat
+from collections.abc import Iterator
+from typing import IO
+
+from aadml_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def written_as_a_whole(path: pathlib.Path, mode: str = "w") -> Iterator[IO]:
+    """A file that takes the place of `path` once it is complete and on the disk.
+
+    A reader sees the old content or the new one; after an error the old one stays.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    os.replace(temporary, path)
+
+
+def require_readable_file(path: pathlib.Path, kind: str) -> os.stat_result:
+    """Checks that a path is a file that can be read; a pipe, say, would be waited for forever.
+
+    Args:
+      path: What to look at.
+      kind: What it should be, such as "an HDF5 feature file".
+
+    Raises:
+      UserError: It isn't.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path} is a directory; give the path of {kind}")
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is not a regular file; give the path of {kind}")
+        with open(path, "rb") as raw:
+            raw.read(1)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give the path of {kind}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{str(path)!r} cannot be read ({reason}); check the path and its permissions"
+        ) from error
+    return status
+
+
+@contextlib.contextmanager
+def held_lock(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Keeps other processes from doing the same; a killed holder lets go.
+
+    Args:
+      path: Of the lock file, made if need be.
+      what: Beginning of the message, such as "FOLDER is".
+
+    Raises:
+      UserError: Another process holds it.
+    """
+    with open(path, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{what} being written by another process; wait for it, or choose another folder"
+            ) from None
+        yield
