@@ -1,60 +1,159 @@
-"""Writes a data set as TFDS shards: `python -m experiments.prepare --dataset=vegas --output=DIR`.
+"""Writes a data set as TFDS shards or as one feature file, from whatever it comes in.
 
-Then `python -m experiments.train --dataset=tfds:vegas --data_dir=DIR` trains on it as on the file
+`python -m experiments.prepare --dataset=vegas --data_dir=DIR --output=SHARDS`; then
+`python -m experiments.train --dataset=tfds:vegas --data_dir=SHARDS` trains on it as on the file
 that it was made from; with `--input=stream` the rows are read while training goes on.
+
+Run again after an interruption, it goes on where it was.
 """
 
 import dataclasses
+import glob
+import os
 
-import numpy as np
 from absl import flags
 
-from aadml_jax.data import DATASETS, PairedFeatures, RetrievalDataset, StoredFeatures, open_dataset
+from aadml_jax.data import DATASETS, RetrievalDataset, open_dataset
+from aadml_jax.data.catalog import TFDS_PREFIX, dataset_spec
 from aadml_jax.errors import UserError
 from experiments import command_line
 
-_DATASET = flags.DEFINE_string("dataset", "synthetic", f"data set to write: {', '.join(DATASETS)}")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "folder with the feature file of vegas or ave")
+_CLIPS, _VIDEO_RECORDS = "clips", "video_records"
+
+_DATASET = flags.DEFINE_string(
+    "dataset",
+    "synthetic",
+    f"data set to write: {', '.join(DATASETS)}; {_CLIPS}: clips with feature files of their own, "
+    f"listed in --clip_list; {_VIDEO_RECORDS}: video-level TFRecord files of YouTube-8M",
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    f"folder with the feature file of vegas or ave, with the feature files of {_CLIPS} (default "
+    "that of the list), or with files of av_digits that were fetched by hand",
+)
 _FEATURES_FILE = flags.DEFINE_string(
     "features_file", None, "HDF5 feature file for --dataset=features"
 )
-_OUTPUT = flags.DEFINE_string("output", None, "folder of data sets, in which to write this one")
-_NAME = flags.DEFINE_string(
-    "name", None, "name of the data set there; default that of --dataset, or of the feature file"
+_CLIP_LIST = flags.DEFINE_string(
+    "clip_list", None, "CSV file with the columns clip_id, label and split"
 )
+_ALLOW_MISSING = flags.DEFINE_bool(
+    "allow_missing", False, "leave out listed clips that have no feature files"
+)
+_TRAIN_RECORDS = flags.DEFINE_list(
+    "train_records", None, "TFRecord files of the training rows, or patterns such as 'train*'"
+)
+_TEST_RECORDS = flags.DEFINE_list("test_records", None, "TFRecord files of the test rows")
+_NUM_CLASSES = flags.DEFINE_integer(
+    "num_classes", None, "size of the vocabulary of --train_records; default as many as occur"
+)
+_MULTI_LABEL = flags.DEFINE_bool(
+    "multi_label", False, "clips may have several classes; for features and clips"
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "folder of data sets, in which to write this one as shards, or FILE.h5"
+)
+_NAME = flags.DEFINE_string(
+    "name", None, "name of the data set among the shards; default that of --dataset, or of the file"
+)
+# Which data sets a flag is for, beside those that `open_dataset` knows of.
+_SOURCES_OF_FLAG = {
+    "clip_list": (_CLIPS,),
+    "allow_missing": (_CLIPS,),
+    "train_records": (_VIDEO_RECORDS,),
+    "test_records": (_VIDEO_RECORDS,),
+    "num_classes": (_VIDEO_RECORDS,),
+}
 
 
-def summary_table(dataset: RetrievalDataset) -> str:
-    """Rows of each split and class."""
-    lines = [f"{'':12}{'train':>10}{'test':>10}", f"{'rows':12}{_counts(dataset, len)}"]
-    for number in range(dataset.num_classes):
-        counts = _counts(dataset, lambda split, number=number: np.sum(split.labels == number))
-        lines.append(f"{f'class {number}':12}{counts}")
-    return "\n".join(lines)
+def open_source() -> RetrievalDataset:
+    """The data that the flags name."""
+    name = _DATASET.value
+    for flag, sources in _SOURCES_OF_FLAG.items():
+        if flags.FLAGS[flag].present and name not in sources:
+            raise UserError(f"--{flag} is for --dataset={' or '.join(sources)}, not {name}")
+    if name == _CLIPS:
+        if _CLIP_LIST.value is None:
+            raise UserError(f"--dataset={_CLIPS} needs a list of them; set --clip_list=FILE.csv")
+        from aadml_jax.data.clip_files import open_clip_files
+
+        dataset, missing = open_clip_files(
+            _CLIP_LIST.value,
+            _DATA_DIR.value,
+            multi_label=_MULTI_LABEL.value,
+            allow_missing=_ALLOW_MISSING.value,
+        )
+        if missing:
+            print(f"{len(missing)} listed clips have no feature files and are left out")
+        return dataset
+    if name == _VIDEO_RECORDS:
+        from aadml_jax.data.tfrecords import open_video_records
+
+        return open_video_records(
+            _files(_TRAIN_RECORDS, "train"),
+            _files(_TEST_RECORDS, "test"),
+            name=name,
+            num_classes=_NUM_CLASSES.value,
+        )
+    if not name.startswith(TFDS_PREFIX) and dataset_spec(name).is_built:
+        from aadml_jax.data.tfds_builders import fetch_av_digits
+
+        is_file = _writes_file()
+        folder = os.path.dirname(_OUTPUT.value) if is_file else _OUTPUT.value
+        return fetch_av_digits(os.path.join(folder, "downloads"), _DATA_DIR.value)
+    return open_dataset(
+        name,
+        data_dir=_DATA_DIR.value,
+        features_file=_FEATURES_FILE.value,
+        multi_label=_MULTI_LABEL.value,
+    )
 
 
-def _counts(dataset: RetrievalDataset, count) -> str:
-    splits: tuple[PairedFeatures | StoredFeatures, ...] = (dataset.train, dataset.test)
-    return "".join(f"{count(split):>10,}" for split in splits)
+def _files(flag: flags.FlagHolder, split: str) -> list[str]:
+    """The files that a flag names, patterns expanded."""
+    if not flag.value:
+        raise UserError(
+            f"--dataset={_VIDEO_RECORDS} needs the files of both splits; set --{flag.name}=FILES"
+        )
+    files = []
+    for pattern in map(os.path.expanduser, flag.value):
+        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+        if not found:
+            raise UserError(f"--{flag.name}: no file matches {pattern}; give files that exist")
+        files += found
+    return files
+
+
+def _writes_file() -> bool:
+    return _OUTPUT.value.endswith((".h5", ".hdf5"))
 
 
 def main() -> None:
-    """Wires data set and writer together."""
+    """Wires source and writer together."""
     if _OUTPUT.value is None:
-        raise UserError("--output is needed: a folder of data sets, in which to write this one")
-    dataset = open_dataset(
-        _DATASET.value, data_dir=_DATA_DIR.value, features_file=_FEATURES_FILE.value
-    )
+        raise UserError(
+            "--output is needed: a folder of data sets, in which to write this one, or FILE.h5"
+        )
+    dataset = open_source()
     if _NAME.value is not None:
         dataset = dataclasses.replace(dataset, name=_NAME.value)
-    from aadml_jax.data.tfds_folders import write_tfds_folder  # TFDS is slow to import
+    if _writes_file():
+        from aadml_jax.data.feature_writing import write_feature_file
 
-    folder = write_tfds_folder(dataset, _OUTPUT.value)
-    print(
-        f"{summary_table(dataset)}\n\nwritten to {folder}; train on it with\n"
-        f"python -m experiments.train --dataset=tfds:{dataset.name} --data_dir={_OUTPUT.value}\n"
-        "and, for rows that are read while training goes on, --input=stream"
-    )
+        path, summary = write_feature_file(dataset, _OUTPUT.value)
+        flag = " --multi_label" if dataset.is_multi_label else ""
+        advice = f"python -m experiments.train --dataset=features --features_file={path}{flag}"
+    else:
+        from aadml_jax.data.tfds_builders import write_tfds_folder  # TFDS is slow to import
+
+        path, summary = write_tfds_folder(dataset, _OUTPUT.value)
+        advice = (
+            f"python -m experiments.train --dataset={TFDS_PREFIX}{dataset.name} "
+            f"--data_dir={_OUTPUT.value}\n"
+            "and, for rows that are read while training goes on, --input=stream"
+        )
+    print(f"{summary.table(dataset.class_names)}\n\nwritten to {path}; train on it with\n{advice}")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,50 @@ from aadml_jax.errors import UserError
 TFDS_PREFIX = "tfds:"
 
 _OBTAIN_GENERATED = "Nothing to fetch: the rows are drawn when asked for."
+AV_DIGITS_FILES = (
+    "free-spoken-digit-dataset-1.0.10.zip",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+AV_DIGITS_RECORDINGS = 3000
+
 _OBTAIN_PUBLISHED = (
     "The authors keep the file on Google Drive: follow the link in the README of the GitHub "
     "repository ZenzenDatabase/CMR and download it by hand into a folder of your choice."
 )
+
+
+_VEGAS_CITATION = """\
+@inproceedings{zhou2018visual,
+  title={Visual to Sound: Generating Natural Sound for Videos in the Wild},
+  author={Zhou, Yipin and Wang, Zhaowen and Fang, Chen and Bui, Trung and Berg, Tamara L.},
+  booktitle={IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year={2018}
+}"""
+_AVE_CITATION = """\
+@inproceedings{tian2018audio,
+  title={Audio-Visual Event Localization in Unconstrained Videos},
+  author={Tian, Yapeng and Shi, Jing and Li, Bochen and Duan, Zhiyao and Xu, Chenliang},
+  booktitle={European Conference on Computer Vision (ECCV)},
+  year={2018}
+}"""
+_AV_DIGITS_CITATION = """\
+@misc{jackson2018fsdd,
+  title={Free Spoken Digit Dataset},
+  author={Jackson, Zohar and Souza, C{\\'e}sar and Flaks, Jason and Pan, Yuxin and Nicolas, Hereman
+    and Thite, Adhish},
+  doi={10.5281/zenodo.1342401},
+  year={2018}
+}
+@article{lecun1998gradient,
+  title={Gradient-Based Learning Applied to Document Recognition},
+  author={LeCun, Yann and Bottou, L{\\'e}on and Bengio, Yoshua and Haffner, Patrick},
+  journal={Proceedings of the IEEE},
+  volume={86},
+  number={11},
+  pages={2278--2324},
+  year={1998}
+}"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +73,12 @@ class DatasetSpec:
         for a data set that isn't looked up in a folder.
       default_epochs: Passes over the training rows unless the user says otherwise.
       obtain: How to get the data, in full sentences.
+      dims: Numbers of audio and visual features, as published.
       class_names: Names in label order, empty where unknown.
+      homepage: Web page of the data set.
+      citation: BibTeX.
+      license: Of the data, where it is known.
+      is_built: Whether the data set has to be prepared before it can be trained on.
       synthetic: The generator's settings, None for data from files.
     """
 
@@ -42,8 +87,20 @@ class DatasetSpec:
     file_names: tuple[str, ...]
     default_epochs: int
     obtain: str
+    dims: tuple[int, int] = (128, 1024)
     class_names: tuple[str, ...] = ()
+    homepage: str = ""
+    citation: str = ""
+    license: str = ""
+    is_built: bool = False
     synthetic: SyntheticSpec | None = None
+
+    def fetch_by_hand(self) -> str:
+        """What to put where, for data sets whose files can be fetched by hand."""
+        files = " or ".join(self.file_names)
+        if self.is_built:
+            files = ", ".join(self.file_names)
+        return f"{self.obtain} Put {files} into a folder, and name it by --data_dir (manual_dir)"
 
 
 DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
@@ -71,6 +128,8 @@ DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
             file_names=("vegas_feature.h5", "vegas_feature_norm.h5"),
             default_epochs=400,
             obtain=_OBTAIN_PUBLISHED,
+            homepage="https://github.com/ZenzenDatabase/CMR",
+            citation=_VEGAS_CITATION,
         ),
         "ave": DatasetSpec(
             description="AVE: 1,955 clips of 15 classes, published features.",
@@ -95,6 +154,24 @@ DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
                 "Infant cry",
                 "Truck",
             ),
+            homepage="https://github.com/ZenzenDatabase/CMR",
+            citation=_AVE_CITATION,
+        ),
+        "av_digits": DatasetSpec(
+            description="Spoken digits (Free Spoken Digit Dataset) paired with written ones "
+            "(MNIST): 2,700 pairs for training, 300 for testing.",
+            num_classes=10,
+            file_names=AV_DIGITS_FILES,
+            default_epochs=60,
+            obtain="python -m experiments.prepare --dataset=av_digits downloads the files: the "
+            "archive of tag v1.0.10 of github.com/Jakobovski/free-spoken-digit-dataset, and the "
+            "test images of MNIST and their labels.",
+            dims=(128, 784),
+            class_names=tuple(map(str, range(10))),
+            homepage="https://github.com/Jakobovski/free-spoken-digit-dataset",
+            citation=_AV_DIGITS_CITATION,
+            license="Recordings: CC BY-SA 4.0",
+            is_built=True,
         ),
         "features": DatasetSpec(
             description="Any HDF5 feature file in one of the two published layouts.",
@@ -199,6 +276,12 @@ def open_dataset(
     """
     spec = dataset_spec(name)
     is_prepared = name.startswith(TFDS_PREFIX)
+    if spec.is_built:
+        raise UserError(
+            f"data set {name} has to be written first: python -m experiments.prepare "
+            f"--dataset={name} --output=FOLDER; then set --dataset={TFDS_PREFIX}{name} "
+            "--data_dir=FOLDER"
+        )
     reads_folder, reads_file = bool(spec.file_names) or is_prepared, name == "features"
     for flag, value, is_used in (
         ("data_dir", data_dir, reads_folder),
@@ -224,7 +307,8 @@ def open_dataset(
         folder = tfds_folders.newest_version(data_dir, name.removeprefix(TFDS_PREFIX))
         return tfds_folders.open_tfds_folder(folder, name=name)
     path = _find_published_file(name, spec, data_dir)
-    return open_feature_file(path, num_classes=spec.num_classes, name=name)
+    dataset = open_feature_file(path, num_classes=spec.num_classes, name=name)
+    return dataclasses.replace(dataset, class_names=spec.class_names)
 
 
 def reopen_dataset(name: str, source: str, *, multi_label: bool = False) -> RetrievalDataset:

@@ -110,6 +110,7 @@ def open_feature_file(
         test=test,
         num_classes=num_classes,
         source=str(path),
+        source_files=(str(path),),
     )
 
 

@@ -45,6 +45,8 @@ class RetrievalDataset:
       test_posteriors: Exact class probabilities (p(c | audio), p(c | visual)) of the test rows,
         real [len(test), C] each, where the density is known; else None.
       prepared: Facts about these very rows that are known beforehand.
+      class_names: Names in label order, empty where unknown.
+      source_files: Absolute paths of the files from which rows are read, empty without files.
 
     Raises:
       UserError: The splits differ in their numbers of features or in the kind of their labels, a
@@ -60,6 +62,8 @@ class RetrievalDataset:
     source: str
     test_posteriors: tuple[np.ndarray, np.ndarray] | None = None
     prepared: PreparedFacts | None = None
+    class_names: tuple[str, ...] = ()
+    source_files: tuple[str, ...] = ()
 
     def __post_init__(self):
         for field in ("audio", "visual"):

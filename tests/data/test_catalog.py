@@ -36,17 +36,25 @@ def error_line(*arguments, **keywords):
 
 
 def test_catalog_describes_each_data_set():
-    assert list(DATASETS) == ["synthetic", "synthetic_vegas", "vegas", "ave", "features"]
+    assert list(DATASETS) == [
+        "synthetic",
+        "synthetic_vegas",
+        "vegas",
+        "ave",
+        "av_digits",
+        "features",
+    ]
     classes = {name: spec.num_classes for name, spec in DATASETS.items()}
     assert classes == {
         "synthetic": 10,
         "synthetic_vegas": 10,
         "vegas": 10,
         "ave": 15,
+        "av_digits": 10,
         "features": None,
     }
     for name, spec in DATASETS.items():
-        assert spec.default_epochs == (60 if name.startswith("synthetic") else 400)
+        assert spec.default_epochs == (60 if name.startswith(("synthetic", "av_")) else 400)
         assert spec.description and spec.obtain
         assert len(spec.class_names) in (0, spec.num_classes)
     assert DATASETS["ave"].class_names.index("Rodents/rats") == 6
@@ -124,7 +132,7 @@ def test_a_file_of_several_classes_is_opened_and_opened_again(tmp_path):
 def test_unknown_names_are_answered_with_the_known_ones(name, hint):
     message = error_line(name)
     assert hint in message
-    assert "synthetic, synthetic_vegas, vegas, ave, features" in message
+    assert "synthetic, synthetic_vegas, vegas, ave, av_digits, features" in message
 
 
 @pytest.mark.parametrize("name", ["vegas", "ave"])

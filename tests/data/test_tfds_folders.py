@@ -17,7 +17,8 @@ from aadml_jax.data import (
     open_dataset,
     reopen_dataset,
 )
-from aadml_jax.data.tfds_folders import newest_version, open_tfds_folder, write_tfds_folder
+from aadml_jax.data.tfds_builders import write_tfds_folder
+from aadml_jax.data.tfds_folders import newest_version, open_tfds_folder
 from aadml_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -37,7 +38,7 @@ MADE = RetrievalDataset("made_here", paired(41, "train"), paired(11, "test"), 5,
 
 @pytest.fixture
 def folder(tmp_path):
-    return write_tfds_folder(MADE, tmp_path / "sets")
+    return write_tfds_folder(MADE, tmp_path / "sets")[0]
 
 
 def test_what_is_written_is_read_again(folder, tmp_path):
@@ -55,7 +56,7 @@ def test_what_is_written_is_read_again(folder, tmp_path):
 def test_known_posteriors_are_kept(folder, tmp_path):
     assert open_tfds_folder(folder).test_posteriors is None
     posteriors = tuple(RNG.dirichlet(np.ones(5), size=11) for _ in range(2))
-    known = write_tfds_folder(dataclasses.replace(MADE, test_posteriors=posteriors), tmp_path)
+    known, _ = write_tfds_folder(dataclasses.replace(MADE, test_posteriors=posteriors), tmp_path)
     for actual, expected in zip(open_tfds_folder(known).test_posteriors, posteriors, strict=True):
         np.testing.assert_array_equal(actual, expected)
     assert [path.name for path in tmp_path.iterdir() if path.name == "downloads"] == []
@@ -131,10 +132,8 @@ def test_a_file_in_the_way_is_named(tmp_path):
 
 
 def test_several_shards_keep_the_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        tfds.core.utils.shard_utils.ShardConfig, "get_number_shards", lambda *_, **__: 7
-    )
-    folder = write_tfds_folder(MADE, tmp_path)
+    monkeypatch.setattr("aadml_jax.data.shards._SHARD_BYTES", 4 * 203 * 6)
+    folder, _ = write_tfds_folder(MADE, tmp_path)
     assert len(list(folder.glob("*train*"))) == 7
     train = open_tfds_folder(folder).train
     rows = np.array([40, 0, 23, 22, 1])
@@ -155,8 +154,7 @@ def test_names_that_do_not_suit_are_refused(tmp_path, name):
 
 def test_an_interrupted_writing_leaves_nothing_that_counts(tmp_path):
     class Broken(PairedFeatures):
-        def rows(self):
-            yield from list(super().rows())[:7]
+        def blocks(self):
             raise UserError("the source is gone")
 
     test = MADE.test
@@ -167,7 +165,7 @@ def test_an_interrupted_writing_leaves_nothing_that_counts(tmp_path):
         newest_version(tmp_path, "made_here")
     leftover = tmp_path / "made_here" / "incomplete.ABCDEF_1.0.0"
     leftover.mkdir(parents=True, exist_ok=True)
-    assert write_tfds_folder(MADE, tmp_path).is_dir()
+    assert write_tfds_folder(MADE, tmp_path)[0].is_dir()
     assert not leftover.exists()
 
 

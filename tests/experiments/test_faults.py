@@ -16,7 +16,7 @@ import pytest
 from running import ROOT, final_state, run, start, write_feature_file
 
 from aadml_jax.data import open_feature_file
-from aadml_jax.data.tfds_folders import write_tfds_folder
+from aadml_jax.data.tfds_builders import write_tfds_folder
 from aadml_jax.training.checkpoints import FOLDER
 from aadml_jax.training.run_folder import RunFolder
 

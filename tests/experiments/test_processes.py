@@ -17,7 +17,7 @@ import pytest
 from running import ROOT, final_state
 
 from aadml_jax.data import SyntheticSpec, make_synthetic, open_feature_file
-from aadml_jax.data.tfds_folders import write_tfds_folder
+from aadml_jax.data.tfds_builders import write_tfds_folder
 
 NUM_KILLS = int(os.environ.get("AADML_TEST_KILLS", 4))
 WORDS_AT_THE_END = {

@@ -1,0 +1,74 @@
+"""Writing of feature files (HDF5) in the layout with a key for each split."""
+
+import os
+import pathlib
+import shutil
+
+import h5py
+import numpy as np
+
+from aadml_jax._files import held_lock
+from aadml_jax.data.retrieval_dataset import RetrievalDataset
+from aadml_jax.data.shards import SPLITS, opened_again, write_shards
+from aadml_jax.data.summary import DatasetSummary, summarize
+from aadml_jax.errors import UserError
+
+
+def write_feature_file(
+    dataset: RetrievalDataset, path: str | os.PathLike[str]
+) -> tuple[pathlib.Path, DatasetSummary]:
+    """Writes a data set as a feature file, which `open_feature_file` reads.
+
+    A writing that was interrupted goes on where it was: its rows wait in shards, in a folder beside
+    the file, which appears once it is complete.
+
+    Args:
+      dataset: What to write. Labels of a multi-label set become rows of 0 and 1, others class
+        numbers from 0. Names of classes, where they are known, are kept as the attribute
+        `class_names`.
+      path: Of the file; `~` is expanded.
+
+    Returns:
+      The absolute path, and what was written in numbers.
+
+    Raises:
+      UserError: The file exists, it can't be written, or rows can't be read.
+    """
+    path = pathlib.Path(os.path.expanduser(path)).absolute()
+    staging = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with held_lock(path.with_name(f".{path.name}.lock"), f"{path} is"):
+            if os.path.lexists(path):
+                raise UserError(f"{path} exists already; remove it or choose another file")
+            on_disk = opened_again(dataset, write_shards(dataset, staging, path.stem))
+            summary = summarize(on_disk)
+            temporary = staging / path.name
+            _write(on_disk, temporary)
+            os.replace(temporary, path)
+            shutil.rmtree(staging)
+            path.with_name(f".{path.name}.lock").unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); make room, or choose another "
+            "folder"
+        ) from error
+    return path, summary
+
+
+def _write(dataset: RetrievalDataset, path: pathlib.Path) -> None:
+    with h5py.File(path, "w") as file:
+        if dataset.class_names:
+            file.attrs["class_names"] = dataset.class_names
+        for name, split in zip(SPLITS, (dataset.train, dataset.test), strict=True):
+            labels = split.labels
+            file[f"lab_{name}"] = labels.astype(np.uint8 if labels.ndim == 2 else np.int64)
+            arrays = [
+                file.create_dataset(f"{field}_{name}", (len(split), dim), np.float32)
+                for field, dim in (("audio", split.audio_dim), ("visual", split.visual_dim))
+            ]
+            start = 0
+            for block in split.blocks():
+                for array, features in zip(arrays, (block.audio, block.visual), strict=True):
+                    array[start : start + len(block)] = features
+                start += len(block)

@@ -1,0 +1,91 @@
+"""Arrays from .npy and .npz files, read without trusting what they announce.
+
+NumPy's own reader allocates whatever shape a header states; here the size is compared with what the
+file holds before anything is allocated, and objects are refused.
+"""
+
+import math
+import pathlib
+import zipfile
+from typing import IO
+
+import numpy as np
+
+from aadml_jax._files import require_readable_file
+from aadml_jax.data.validation import require_real_dtype
+from aadml_jax.errors import UserError, one_line
+
+_LARGEST_ARRAY_BYTES = 2**28
+
+
+def read_npy(path: pathlib.Path) -> np.ndarray:
+    """The array of a .npy file, of any real dtype.
+
+    Raises:
+      UserError: The file can't be read, is damaged, or holds no numbers or too many.
+    """
+    size = require_readable_file(path, "a .npy file").st_size
+    with open(path, "rb") as file:
+        return _read_array(file, size, str(path))
+
+
+def read_npz(path: pathlib.Path, keys: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+    """The arrays under some keys of a .npz file, of any real dtype.
+
+    Raises:
+      UserError: As `read_npy`, or if a key is missing or stands twice.
+    """
+    require_readable_file(path, "a .npz file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tuple(_read_member(archive, path, key) for key in keys)
+    except UserError:
+        raise
+    except Exception as error:  # zipfile raises errors of many kinds on damaged files
+        raise UserError(f"{path} is damaged ({one_line(error)}); write it anew") from error
+
+
+def _read_member(archive: zipfile.ZipFile, path: pathlib.Path, key: str) -> np.ndarray:
+    entries = [entry for entry in archive.infolist() if entry.filename == f"{key}.npy"]
+    if len(entries) != 1:
+        there = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:10]) or "none"
+        number = "stands several times" if entries else "is missing"
+        raise UserError(f"{path}: key {key} {number} (keys there: {there}); write it anew")
+    with archive.open(entries[0]) as file:
+        array = _read_array(file, entries[0].file_size, f"{path}: {key}")
+        # Only at the end of the member its checksum is compared.
+        file.read(1)
+    return array
+
+
+def _read_array(file: IO[bytes], size: int, what: str) -> np.ndarray:
+    """Reads an array from a file of `size` bytes."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"version {version} of the format")
+        shape, is_fortran, dtype = read_header(file)
+    except Exception as error:  # a header is Python source, and may hold anything
+        raise UserError(
+            f"{what} is no sound .npy array ({one_line(error)}); write it anew"
+        ) from error
+    require_real_dtype(dtype, what=what)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    held = size - file.tell()
+    if num_bytes > held or min(shape, default=0) < 0:
+        raise UserError(
+            f"{what} announces shape {shape} of {dtype}, but only {held} bytes follow; write it "
+            "anew"
+        )
+    if num_bytes > _LARGEST_ARRAY_BYTES:
+        raise UserError(
+            f"{what} holds {num_bytes:,} bytes; a clip may have {_LARGEST_ARRAY_BYTES:,} at most"
+        )
+    content = file.read(num_bytes)
+    if len(content) != num_bytes:
+        raise UserError(f"{what} ends after {len(content)} of {num_bytes} bytes; write it anew")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")

@@ -1,0 +1,242 @@
+"""Rows of a data set in array_record shards: written once, read in any order, a few at a time.
+
+A record is one clip in the format of TensorFlow Datasets (the Example protobuf): `audio` and
+`visual`, float32 vectors stored as bytes, and `label`, or `labels` where a clip has several
+classes. Records stand in the order of the rows. They are not compressed: feature vectors shrink
+little, and compressing them takes eight times as long as writing them.
+
+Writing goes on where it was left off: a shard appears under its name once it is complete.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
+from tqdm import tqdm
+
+from aadml_jax._files import written_as_a_whole
+from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
+from aadml_jax.data.retrieval_dataset import RetrievalDataset
+from aadml_jax.errors import UserError, one_line
+
+SPLITS = ("train", "test")
+
+# A shard is what an interrupted writing loses at most.
+_SHARD_BYTES = 64 * 2**20
+# Groups of one record are what makes reading in any order fast.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+_IDENTITY_FILE = "source.json"
+
+
+class WrittenSplit(NamedTuple):
+    """The shards of a split.
+
+    Attributes:
+      paths: Of the files, in order.
+      lengths: Rows of each.
+      num_bytes: Of the records of all.
+    """
+
+    paths: tuple[pathlib.Path, ...]
+    lengths: tuple[int, ...]
+    num_bytes: int
+
+
+def write_shards(
+    dataset: RetrievalDataset, folder: pathlib.Path, name: str
+) -> dict[str, WrittenSplit]:
+    """Writes both splits into a folder, or what is missing of them there.
+
+    Args:
+      dataset: What to write; rows are read block by block.
+      folder: Made if need be. Shards in it that were written from the same data stay; if it was
+        begun with other data, it is emptied first.
+      name: First part of the file names.
+
+    Returns:
+      The shards of each split by its name.
+
+    Raises:
+      UserError: Rows can't be read.
+      OSError: A file can't be written.
+    """
+    identity = json.dumps({"name": name, "data": _identity(dataset)})
+    with contextlib.suppress(FileNotFoundError):
+        if (folder / _IDENTITY_FILE).read_bytes() != identity.encode():
+            shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_as_a_whole(folder / _IDENTITY_FILE) as file:
+        file.write(identity)
+    return {
+        split: _write_split(getattr(dataset, split), folder, f"{name}-{split}") for split in SPLITS
+    }
+
+
+def open_shards(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    labels: np.ndarray,
+    audio_dim: int,
+    visual_dim: int,
+    what: str,
+) -> StoredFeatures:
+    """Opens the shards of a split.
+
+    Args:
+      paths: Of the files, in order.
+      labels: Of all rows; they are in the records as well, but reading them takes a pass.
+      audio_dim: Da.
+      visual_dim: Dv.
+      what: The split's name in messages.
+
+    Raises:
+      UserError: The files can't be opened or hold another number of records. Taking rows raises it
+        for damaged records.
+    """
+    try:
+        source = ArrayRecordDataSource([os.fspath(path) for path in paths])
+        count = len(source)
+    except Exception as error:  # array_record raises errors of its own
+        raise UserError(f"{what} cannot be opened ({one_line(error)}); write it anew") from error
+    if count != len(labels):
+        raise UserError(f"{what} holds {count} records instead of {len(labels)}; write it anew")
+    return StoredFeatures(
+        labels=labels,
+        audio_dim=audio_dim,
+        visual_dim=visual_dim,
+        read=functools.partial(_read, source, (audio_dim, visual_dim), what),
+        rows=np.arange(len(labels)),
+        name=what,
+        random_access=True,
+    )
+
+
+def opened_again(dataset: RetrievalDataset, written: dict[str, WrittenSplit]) -> RetrievalDataset:
+    """A data set, its rows read from the shards to which they were written.
+
+    Raises:
+      UserError: See `open_shards`.
+    """
+    train, test = (
+        open_shards(
+            written[split].paths,
+            labels=getattr(dataset, split).labels,
+            audio_dim=dataset.audio_dim,
+            visual_dim=dataset.visual_dim,
+            what=f"{split} split of {written[split].paths[0].parent}",
+        )
+        for split in SPLITS
+    )
+    return dataclasses.replace(dataset, train=train, test=test, prepared=None)
+
+
+def _write_split(
+    features: PairedFeatures | StoredFeatures, folder: pathlib.Path, name: str
+) -> WrittenSplit:
+    row_bytes = 4 * (features.audio_dim + features.visual_dim)
+    count = min(len(features), max(1, round(len(features) * row_bytes / _SHARD_BYTES)))
+    ends = [round(len(features) * number / count) for number in range(1, count + 1)]
+    starts = [0, *ends[:-1]]
+    paths = tuple(
+        folder / f"{name}.array_record-{number:05d}-of-{count:05d}" for number in range(count)
+    )
+    num_bytes = 0
+    with tqdm(total=len(features), desc=features.name, unit="row", disable=None) as progress:
+        for path, start, end in zip(paths, starts, ends, strict=True):
+            if not path.exists():
+                _write_shard(features.select(slice(start, end)), path, progress)
+            else:
+                progress.update(end - start)
+            num_bytes += path.stat().st_size
+    lengths = tuple(end - start for start, end in zip(starts, ends, strict=True))
+    return WrittenSplit(paths, lengths, num_bytes)
+
+
+def _write_shard(
+    features: PairedFeatures | StoredFeatures, path: pathlib.Path, progress: tqdm
+) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    writer = ArrayRecordWriter(os.fspath(partial), _WRITER_OPTIONS)
+    try:
+        for block in features.blocks():
+            for record in _records(block):
+                writer.write(record)
+            progress.update(len(block))
+    finally:
+        writer.close()
+    _sync(partial)
+    os.replace(partial, path)
+
+
+def _records(features: PairedFeatures) -> Iterator[bytes]:
+    """Each clip as a serialised Example."""
+    audio, visual = (array.astype("<f4", copy=False) for array in (features.audio, features.visual))
+    is_multi_hot = features.labels.ndim == 2
+    for audio_row, visual_row, label in zip(audio, visual, features.labels, strict=True):
+        example = tf_example_pb2.Example()
+        feature = example.features.feature
+        feature["audio"].bytes_list.value.append(audio_row.tobytes())
+        feature["visual"].bytes_list.value.append(visual_row.tobytes())
+        if is_multi_hot:
+            feature["labels"].int64_list.value.extend(np.flatnonzero(label).tolist())
+        else:
+            feature["label"].int64_list.value.append(int(label))
+        yield example.SerializeToString(deterministic=True)
+
+
+def _read(
+    source: ArrayRecordDataSource, dims: tuple[int, int], what: str, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of some records, float32 [K, Da] and [K, Dv]."""
+    try:
+        examples = (
+            tf_example_pb2.Example.FromString(record).features.feature
+            for record in source.__getitems__(rows.tolist())
+        )
+        vectors = [
+            tuple(example[key].bytes_list.value[0] for key in ("audio", "visual"))
+            for example in examples
+        ]
+        audio, visual = (
+            np.frombuffer(b"".join(column), "<f4").reshape(len(rows), dim)
+            for column, dim in zip(zip(*vectors, strict=True), dims, strict=True)
+        )
+    except Exception as error:  # array_record and protobuf raise errors of their own
+        raise UserError(f"{what} cannot be read ({one_line(error)}); write it anew") from error
+    return audio, visual
+
+
+def _identity(dataset: RetrievalDataset) -> str:
+    """Tells the data apart from others without reading their features."""
+    digest = hashlib.blake2b(digest_size=16)
+    files = [(path, os.stat(path)) for path in dataset.source_files]
+    facts = [
+        dataset.source,
+        dataset.num_classes,
+        dataset.audio_dim,
+        dataset.visual_dim,
+        [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files],
+    ]
+    digest.update(json.dumps(facts).encode())
+    for split in (dataset.train, dataset.test):
+        digest.update(f"{split.labels.shape}{split.labels.dtype.str}".encode())
+        digest.update(np.ascontiguousarray(split.labels))
+        if isinstance(split, PairedFeatures):
+            digest.update(split.row_digests())
+    return digest.hexdigest()
+
+
+def _sync(path: pathlib.Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

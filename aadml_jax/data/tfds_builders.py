@@ -1,0 +1,246 @@
+"""Builders for TensorFlow Datasets (TFDS) that write array_record shards, without TensorFlow.
+
+Importing this module registers `vegas`, `ave` and `av_digits` with TFDS:
+
+```python
+import tensorflow_datasets as tfds
+import aadml_jax.data.tfds_builders
+
+(train,) = tfds.data_source("av_digits", split=["train"])
+```
+
+`python -m experiments.prepare` writes the same folders, and says how to train on them.
+"""
+
+import contextlib
+import io
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+
+from aadml_jax._files import held_lock
+from aadml_jax.data.av_digits import open_av_digits
+from aadml_jax.data.catalog import (
+    AV_DIGITS_FILES,
+    AV_DIGITS_RECORDINGS,
+    DATASETS,
+    open_dataset,
+    require_prepared_name,
+)
+from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset
+from aadml_jax.data.shards import opened_again, write_shards
+from aadml_jax.data.standardization import fit_standardization
+from aadml_jax.data.summary import DatasetSummary, summarize
+from aadml_jax.data.tfds_folders import VERSION, metadata_of
+from aadml_jax.errors import UserError, one_line
+
+_FORMAT = "array_record"
+
+
+class FeatureBuilder(FileReaderBuilder, skip_registration=True):
+    """Writes the shards of a data set, and what would take a pass over them to know.
+
+    A writing that was interrupted goes on where it was: its shards wait in a folder beside that of
+    the version, which appears once it is complete.
+
+    Attributes:
+      source: The data, where they are known beforehand.
+      summary: Of the data, once they are written.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+
+    def __init__(self, *, source: RetrievalDataset | None = None, **options: Any):
+        self.source = source
+        self.summary: DatasetSummary | None = None
+        file_format = options.pop("file_format", None) or _FORMAT
+        if getattr(file_format, "value", file_format) != _FORMAT:
+            raise UserError(f"file_format={file_format} is not written; leave it out")
+        super().__init__(file_format=_FORMAT, **options)
+
+    def open_source(self, dl_manager: tfds.download.DownloadManager) -> RetrievalDataset:
+        """Opens the data to write, where they were not given."""
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        spec, source = DATASETS.get(self.name, DATASETS["features"]), self.source
+        dims = spec.dims if source is None else (source.audio_dim, source.visual_dim)
+        names = spec.class_names if source is None else source.class_names
+        num_classes = spec.num_classes if source is None else source.num_classes
+        audio, visual = (
+            tfds.features.Tensor(shape=(dim,), dtype=np.float32, encoding="bytes") for dim in dims
+        )
+        count_or_names = {"names": list(names)} if names else {"num_classes": num_classes}
+        label = tfds.features.ClassLabel(**count_or_names)
+        labels = {"label": label}
+        if source is not None and source.is_multi_label:
+            labels = {"labels": tfds.features.Sequence(label)}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=spec.description if source is None else f"From {source.source}.",
+            features=tfds.features.FeaturesDict({"audio": audio, "visual": visual, **labels}),
+            homepage=spec.homepage or None,
+            citation=spec.citation or None,
+            license=spec.license or None,
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _download_and_prepare(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        download_config: tfds.download.DownloadConfig | None = None,
+    ) -> None:
+        dataset = self.open_source(dl_manager) if self.source is None else self.source
+        for name in ("audio", "visual"):
+            declared, dim = self.info.features[name].shape[0], getattr(dataset, f"{name}_dim")
+            if declared != dim:
+                raise UserError(
+                    f"{dataset.source}: {name} features have {dim} columns, but {self.name} has "
+                    f"{declared}; write them with python -m experiments.prepare, which takes any"
+                )
+        own_folder = pathlib.Path(self.data_dir)
+        staging = own_folder.parent / f"partial-{self.version}"
+        with held_lock(own_folder.parent / ".lock", f"{own_folder.parent} is"):
+            for leftover in own_folder.parent.glob(f"incomplete.*_{self.version}"):
+                if leftover != own_folder:
+                    shutil.rmtree(leftover)
+            written = write_shards(dataset, staging, self.name)
+            on_disk = opened_again(dataset, written)
+            self.summary = summarize(on_disk)
+            facts = PreparedFacts(
+                self.summary.fingerprint,
+                fit_standardization(on_disk.train),
+                self.summary.shared_rows,
+            )
+            self.info.metadata.update(metadata_of(dataset, facts))
+            for split in written.values():
+                for path in split.paths:
+                    os.rename(path, own_folder / path.name)
+            shutil.rmtree(staging)
+        split_infos = [
+            tfds.core.SplitInfo(
+                name=name,
+                shard_lengths=list(split.lengths),
+                num_bytes=split.num_bytes,
+                filename_template=self._get_filename_template(split_name=name),
+            )
+            for name, split in written.items()
+        ]
+        self.info.set_splits(tfds.core.SplitDict(split_infos))
+
+
+class _PublishedFile(FeatureBuilder, skip_registration=True):
+    """A data set whose feature file is fetched by hand."""
+
+    def open_source(self, dl_manager: tfds.download.DownloadManager) -> RetrievalDataset:
+        """Opens the file in the folder of what was fetched by hand."""
+        return open_dataset(self.name, data_dir=dl_manager.manual_dir)
+
+
+class Vegas(_PublishedFile):
+    """VEGAS, features as published."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = DATASETS["vegas"].fetch_by_hand()
+
+
+class Ave(_PublishedFile):
+    """AVE, the subset of 15 classes, features as published."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = DATASETS["ave"].fetch_by_hand()
+
+
+class AvDigits(FeatureBuilder):
+    """Spoken digits paired with written ones; checksums.tsv pins what is downloaded."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = DATASETS["av_digits"].fetch_by_hand()
+
+    def open_source(self, dl_manager: tfds.download.DownloadManager) -> RetrievalDataset:
+        """Downloads what is not in the folder of what was fetched by hand."""
+        return _open_av_digits(dl_manager)
+
+
+def _open_av_digits(manager: tfds.download.DownloadManager) -> RetrievalDataset:
+    urls = {info.filename: url for url, info in AvDigits.url_infos.items()}
+    try:
+        paths = manager.download(urls)
+    except Exception as error:  # of the network, or of a checksum
+        raise UserError(
+            f"the files of av_digits cannot be downloaded ({one_line(error)}); "
+            f"{DATASETS['av_digits'].fetch_by_hand()}"
+        ) from error
+    files = [paths[name] for name in AV_DIGITS_FILES]
+    return open_av_digits(*files, num_recordings=AV_DIGITS_RECORDINGS)
+
+
+class _Prepared(FeatureBuilder, skip_registration=True):
+    """A data set that was opened elsewhere, under its own name."""
+
+    def __init__(self, source: RetrievalDataset, data_dir: pathlib.Path):
+        self.name = source.name
+        super().__init__(source=source, data_dir=data_dir)
+
+
+def write_tfds_folder(
+    dataset: RetrievalDataset, data_dir: str | os.PathLike[str]
+) -> tuple[pathlib.Path, DatasetSummary]:
+    """Writes a data set as TFDS shards.
+
+    Args:
+      dataset: What to write. Stored features are read block by block.
+      data_dir: Folder of data sets, made if need be; `~` is expanded.
+
+    Returns:
+      The new folder, `data_dir`/`dataset.name`/1.0.0, and what was written in numbers. The folder
+      appears once it is complete.
+
+    Raises:
+      UserError: The name does not suit TFDS, the folder exists, or it cannot be written.
+    """
+    require_prepared_name(dataset.name, "set another one with --name")
+    data_dir = pathlib.Path(os.path.expanduser(data_dir)).absolute()
+    folder = data_dir / dataset.name / VERSION
+    if folder.exists():
+        raise UserError(f"{folder} exists already; remove it or choose another folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        builder = _Prepared(dataset, data_dir)
+        tfds.disable_progress_bar()
+        # TFDS tells of downloads, of which there are none.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+        for unused in (data_dir / "downloads" / "extracted", data_dir / "downloads"):
+            with contextlib.suppress(OSError):  # not there, or not empty and so not ours
+                unused.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}); make room, or choose another "
+            "folder"
+        ) from error
+    return folder, builder.summary
+
+
+def fetch_av_digits(
+    download_dir: str | os.PathLike[str], manual_dir: str | os.PathLike[str] | None = None
+) -> RetrievalDataset:
+    """The data set `av_digits` from its sources' files.
+
+    Args:
+      download_dir: Folder for what is downloaded, and found there again.
+      manual_dir: Folder with files that were fetched by hand.
+
+    Raises:
+      UserError: A file can neither be found nor downloaded, or is not the one expected.
+    """
+    manager = tfds.download.DownloadManager(
+        download_dir=download_dir,
+        manual_dir=manual_dir,
+        url_infos=AvDigits.url_infos,
+        dataset_name=AvDigits.name,
+    )
+    return _open_av_digits(manager)
