@@ -100,7 +100,7 @@ class DatasetSpec:
         files = " or ".join(self.file_names)
         if self.is_built:
             files = ", ".join(self.file_names)
-        return f"{self.obtain} Put {files} into a folder, and name it by --data_dir (manual_dir)"
+        return f"{self.obtain} Put {files} into a folder and set --data_dir=FOLDER (or manual_dir)"
 
 
 DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
@@ -163,9 +163,9 @@ DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
             num_classes=10,
             file_names=AV_DIGITS_FILES,
             default_epochs=60,
-            obtain="python -m experiments.prepare --dataset=av_digits downloads the files: the "
-            "archive of tag v1.0.10 of github.com/Jakobovski/free-spoken-digit-dataset, and the "
-            "test images of MNIST and their labels.",
+            obtain="The files are the archive of tag v1.0.10 of "
+            "github.com/Jakobovski/free-spoken-digit-dataset, and the test images of MNIST and "
+            "their labels.",
             dims=(128, 784),
             class_names=tuple(map(str, range(10))),
             homepage="https://github.com/Jakobovski/free-spoken-digit-dataset",

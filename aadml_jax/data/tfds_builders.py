@@ -17,13 +17,15 @@ import io
 import os
 import pathlib
 import shutil
+import sys
 from typing import Any
 
 import numpy as np
+import pooch
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
-from aadml_jax._files import held_lock
+from aadml_jax._files import held_lock, require_readable_file
 from aadml_jax.data.av_digits import open_av_digits
 from aadml_jax.data.catalog import (
     AV_DIGITS_FILES,
@@ -161,21 +163,13 @@ class AvDigits(FeatureBuilder):
     MANUAL_DOWNLOAD_INSTRUCTIONS = DATASETS["av_digits"].fetch_by_hand()
 
     def open_source(self, dl_manager: tfds.download.DownloadManager) -> RetrievalDataset:
-        """Downloads what is not in the folder of what was fetched by hand."""
-        return _open_av_digits(dl_manager)
-
-
-def _open_av_digits(manager: tfds.download.DownloadManager) -> RetrievalDataset:
-    urls = {info.filename: url for url, info in AvDigits.url_infos.items()}
-    try:
-        paths = manager.download(urls)
-    except Exception as error:  # of the network, or of a checksum
-        raise UserError(
-            f"the files of av_digits cannot be downloaded ({one_line(error)}); "
-            f"{DATASETS['av_digits'].fetch_by_hand()}"
-        ) from error
-    files = [paths[name] for name in AV_DIGITS_FILES]
-    return open_av_digits(*files, num_recordings=AV_DIGITS_RECORDINGS)
+        """Downloads what was not fetched by hand."""
+        try:
+            manual_dir = dl_manager.manual_dir
+        except AssertionError:  # there is none
+            manual_dir = None
+        # The manager, which would try a missing network for minutes, does not tell its folder.
+        return fetch_av_digits(dl_manager._download_dir, manual_dir)
 
 
 class _Prepared(FeatureBuilder, skip_registration=True):
@@ -232,15 +226,52 @@ def fetch_av_digits(
 
     Args:
       download_dir: Folder for what is downloaded, and found there again.
-      manual_dir: Folder with files that were fetched by hand.
+      manual_dir: Folder with files that were fetched by hand; the rest is downloaded.
 
     Raises:
-      UserError: A file can neither be found nor downloaded, or is not the one expected.
+      UserError: A file can't be downloaded, or is not the one that checksums.tsv pins.
     """
-    manager = tfds.download.DownloadManager(
-        download_dir=download_dir,
-        manual_dir=manual_dir,
-        url_infos=AvDigits.url_infos,
-        dataset_name=AvDigits.name,
+    files = {
+        info.filename: _fetched(url, info, download_dir, manual_dir)
+        for url, info in AvDigits.url_infos.items()
+    }
+    return open_av_digits(
+        *(files[name] for name in AV_DIGITS_FILES), num_recordings=AV_DIGITS_RECORDINGS
     )
-    return _open_av_digits(manager)
+
+
+def _fetched(
+    url: str,
+    info: Any,
+    download_dir: str | os.PathLike[str],
+    manual_dir: str | os.PathLike[str] | None,
+) -> pathlib.Path:
+    """A pinned file, in one of the folders."""
+    by_hand = DATASETS["av_digits"].fetch_by_hand()
+    if manual_dir is not None:
+        path = pathlib.Path(os.path.expanduser(manual_dir)).absolute() / info.filename
+        if os.path.lexists(path):
+            require_readable_file(path, "a file of av_digits")
+            if pooch.file_hash(str(path)) != info.checksum:
+                raise UserError(
+                    f"{path} is not the file that is expected (its SHA-256 is not "
+                    f"{info.checksum}); {by_hand}"
+                )
+            return path
+    folder = pathlib.Path(os.path.expanduser(download_dir)).absolute()
+    try:
+        pooch.get_logger().setLevel("ERROR")
+        path = pooch.retrieve(
+            url,
+            known_hash=f"sha256:{info.checksum}",
+            fname=info.filename,
+            path=folder,
+            downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30),
+        )
+    except Exception as error:  # of the network, of the disk, or of a checksum
+        # Errors of the network are paragraphs about its layers.
+        reason = one_line(error) if isinstance(error, ValueError) else type(error).__name__
+        raise UserError(
+            f"{info.filename} cannot be downloaded from {url} ({reason}); {by_hand}"
+        ) from error
+    return pathlib.Path(path)
