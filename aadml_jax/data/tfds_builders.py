@@ -272,6 +272,6 @@ def _fetched(
         # Errors of the network are paragraphs about its layers.
         reason = one_line(error) if isinstance(error, ValueError) else type(error).__name__
         raise UserError(
-            f"{info.filename} cannot be downloaded from {url} ({reason}); {by_hand}"
+            f"{info.filename} cannot be downloaded from {url} ({reason}). {by_hand}"
         ) from error
     return pathlib.Path(path)
