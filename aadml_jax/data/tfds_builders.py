@@ -255,7 +255,7 @@ def _fetched(
             if pooch.file_hash(str(path)) != info.checksum:
                 raise UserError(
                     f"{path} is not the file that is expected (its SHA-256 is not "
-                    f"{info.checksum}); {by_hand}"
+                    f"{info.checksum}). {by_hand}"
                 )
             return path
     folder = pathlib.Path(os.path.expanduser(download_dir)).absolute()
