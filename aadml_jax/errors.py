@@ -6,7 +6,19 @@ class UserError(Exception):
 
     The message is a single line that names the culprit (file, key, row, flag, value) and the
     remedy. The binaries in `experiments/` print it without a traceback and exit with status 2.
+
+    Args:
+      message: What is wrong and what to do; line breaks and other control characters, which names
+        from a file or of one may hold, are escaped.
     """
+
+    def __init__(self, message: str):
+        super().__init__(
+            "".join(
+                character if character.isprintable() else ascii(character)[1:-1]
+                for character in message
+            )
+        )
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
