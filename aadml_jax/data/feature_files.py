@@ -12,6 +12,7 @@ file, key and row.
 """
 
 import functools
+import math
 import os
 import pathlib
 from typing import NamedTuple
@@ -239,7 +240,7 @@ def _read_features(array: h5py.Dataset, rows: np.ndarray, what: str) -> np.ndarr
     num_rows = array.shape[0]
     features = np.empty((len(rows), array.shape[-1]), np.float32)
     bad = NonFiniteRows(what)
-    row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
+    row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
     block_rows = max(1, _BLOCK_BYTES // row_bytes)
     for start in range(0, num_rows, block_rows):
         wanted = slice(*np.searchsorted(rows, (start, start + block_rows)))

@@ -87,6 +87,9 @@ def read_training_mask(dataset: h5py.Dataset, path: pathlib.Path, key: str) -> n
     is_text = h5py.check_string_dtype(dataset.dtype) is not None
     if not is_text and values.dtype.kind not in "biuf":
         raise UserError(f"{what} must hold text or numbers, got dtype {values.dtype}")
+    if not is_text and not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values)))
+        raise UserError(f"{what}: row {row} holds {values[row]}; mark test rows with 0")
     marks = np.array([_mark(value) for value in values.tolist()])
     training = marks == _TRAINING_MARK
     others = sorted(set(marks[~training].tolist()))

@@ -1,6 +1,8 @@
 """HDF5 files, opened and read with errors of one line that say what to do."""
 
 import contextlib
+import itertools
+import math
 import pathlib
 from collections.abc import Iterator
 
@@ -9,6 +11,15 @@ import numpy as np
 
 from aadml_jax._files import require_readable_file
 from aadml_jax.errors import UserError, one_line
+
+# Keys that a message lists.
+_LISTED_KEYS = 20
+# A file may declare an array of any size without storing it; reading it would make up the values,
+# and take their memory. Deflate makes 1,032 times less of data at best.
+_MOST_COMPRESSION = 1100
+_ALWAYS_ALLOWED_BYTES = 16 * 2**20
+_LARGEST_ROW_BYTES = 2**28
+_LARGEST_CHUNK_BYTES = 2**30
 
 
 @contextlib.contextmanager
@@ -32,11 +43,17 @@ def open_file(path: pathlib.Path) -> Iterator[h5py.File]:
 
 
 def array_of(file: h5py.File, path: pathlib.Path, key: str, *, expected: str) -> h5py.Dataset:
-    """Looks up a key that must be an array with rows."""
+    """Looks up a key that must be an array with rows, stored in this file."""
     try:
+        if isinstance(file.get(key, getlink=True), h5py.ExternalLink):
+            raise UserError(
+                f"{path}: {key} is a link to another file; store the array itself under this key"
+            )
         node = file[key]
     except KeyError:
-        there = ", ".join(file) or "none"
+        there = ", ".join(itertools.islice(file, _LISTED_KEYS)) or "none"
+        if len(file) > _LISTED_KEYS:
+            there += f", … ({len(file)} in all)"
         raise UserError(f"{path}: key {key} is missing (keys there: {there}); {expected}") from None
     except (OSError, RuntimeError) as error:
         raise UserError(
@@ -55,7 +72,34 @@ def array_of(file: h5py.File, path: pathlib.Path, key: str, *, expected: str) ->
             f"{path}: {key} has a dtype unknown to NumPy ({one_line(error)}); store float32 "
             "features and integer labels"
         ) from error
+    _require_stored(node, f"{path}: {key}")
     return node
+
+
+def _require_stored(array: h5py.Dataset, what: str) -> None:
+    """Refuses arrays of which less is there than they declare, before they are read."""
+    if array.is_virtual or array.external:
+        raise UserError(f"{what} is a view of other files; store the array itself under this key")
+    declared = math.prod(array.shape) * array.dtype.itemsize
+    held = array.id.get_storage_size()
+    if declared > _MOST_COMPRESSION * held + _ALWAYS_ALLOWED_BYTES:
+        raise UserError(
+            f"{what} declares an array of shape {array.shape}, {declared:,} bytes, but the file "
+            f"holds {held:,} bytes of it; write the file anew"
+        )
+    row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
+    if row_bytes > _LARGEST_ROW_BYTES:
+        raise UserError(
+            f"{what} has shape {array.shape}, {row_bytes:,} bytes in each row; a clip may have "
+            f"{_LARGEST_ROW_BYTES:,} at most"
+        )
+    # Read, a chunk is held as a whole, however few of its rows there are.
+    chunk_bytes = math.prod(array.chunks or (0,)) * array.dtype.itemsize
+    if chunk_bytes > _LARGEST_CHUNK_BYTES:
+        raise UserError(
+            f"{what} is stored in chunks of {chunk_bytes:,} bytes; {_LARGEST_CHUNK_BYTES:,} at "
+            "most are read, write the file anew"
+        )
 
 
 def read_rows(dataset: h5py.Dataset, rows: slice, what: str) -> np.ndarray:
