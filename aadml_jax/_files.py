@@ -57,6 +57,17 @@ def require_readable_file(path: pathlib.Path, kind: str) -> os.stat_result:
     return status
 
 
+def read_at_most(file: IO[bytes], size: int) -> bytearray:
+    """The next bytes of a file, `size` of them if there are as many.
+
+    Memory grows with what is there, as with `file.read(size)` it does not.
+    """
+    content = bytearray()
+    while piece := file.read(min(size - len(content), 2**20)):
+        content += piece
+    return content
+
+
 @contextlib.contextmanager
 def held_lock(path: pathlib.Path, what: str) -> Iterator[None]:
     """Keeps other processes from doing the same; a killed holder lets go.

@@ -151,7 +151,7 @@ def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
                     )
                 clip_id, label, split = (cells[place].strip() for place in places)
                 parts = pathlib.PurePosixPath(clip_id).parts
-                if not parts or ".." in parts or clip_id.startswith("/") or "\0" in clip_id:
+                if not parts or ".." in parts or clip_id.startswith("/"):
                     raise UserError(
                         f"{where}: the clip id {clip_id!r} can be no file name; write one that can"
                     )
@@ -184,6 +184,8 @@ def _lines(file, path: pathlib.Path) -> Iterator[str]:
             raise UserError(
                 f"{path} holds a line of over {_LONGEST_LINE:,} characters; is it a CSV?"
             )
+        if "\0" in line:
+            raise UserError(f"{path} holds null characters; save it as UTF-8 text")
         yield line
 
 

@@ -8,11 +8,11 @@ import zlib
 
 import numpy as np
 
-from aadml_jax._files import require_readable_file
+from aadml_jax._files import read_at_most, require_readable_file
 from aadml_jax.errors import UserError, one_line
 
 _UNSIGNED_BYTE = 8
-_LARGEST_BYTES = 2**30
+_LARGEST_BYTES = 2**28
 
 
 def read_idx(path: str | os.PathLike[str], *, num_dimensions: int) -> np.ndarray:
@@ -54,18 +54,10 @@ def read_idx(path: str | os.PathLike[str], *, num_dimensions: int) -> np.ndarray
                     "values are expected; fetch it again"
                 )
             # A file may announce more than it holds: what is there decides how much is kept.
-            values = _read_at_most(file, size + 1)
+            values = read_at_most(file, size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}); fetch it again") from error
     if len(values) != size:
         more = "more" if len(values) > size else len(values)
         raise UserError(f"{path} announces {size} values and holds {more}; fetch it again")
     return np.frombuffer(values, np.uint8).reshape(shape)
-
-
-def _read_at_most(file, size: int) -> bytes:
-    chunks = []
-    while size and (chunk := file.read(min(size, 2**20))):
-        chunks.append(chunk)
-        size -= len(chunk)
-    return b"".join(chunks)

@@ -4,18 +4,25 @@ NumPy's own reader allocates whatever shape a header states; here the size is co
 file holds before anything is allocated, and objects are refused.
 """
 
+import io
 import math
 import pathlib
+import warnings
 import zipfile
 from typing import IO
 
 import numpy as np
 
-from aadml_jax._files import require_readable_file
+from aadml_jax._files import read_at_most, require_readable_file
 from aadml_jax.data.validation import require_real_dtype
 from aadml_jax.errors import UserError, one_line
 
-_LARGEST_ARRAY_BYTES = 2**28
+_LARGEST_ARRAY_BYTES = 2**27
+# NumPy's header, and more than it accepts.
+_HEADER_BYTES = 2**14
+# Of a shape in a message.
+_LISTED_CHARACTERS = 80
+_MOST_DIMENSIONS = 8
 
 
 def read_npy(path: pathlib.Path) -> np.ndarray:
@@ -60,32 +67,46 @@ def _read_member(archive: zipfile.ZipFile, path: pathlib.Path, key: str) -> np.n
 
 def _read_array(file: IO[bytes], size: int, what: str) -> np.ndarray:
     """Reads an array from a file of `size` bytes."""
+    # A header may announce four gigabytes of itself.
+    start = io.BytesIO(read_at_most(file, _HEADER_BYTES))
     try:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise ValueError(f"version {version} of the format")
-        shape, is_fortran, dtype = read_header(file)
+        shape, is_fortran, dtype = _read_header(start)
     except Exception as error:  # a header is Python source, and may hold anything
         raise UserError(
             f"{what} is no sound .npy array ({one_line(error)}); write it anew"
         ) from error
     require_real_dtype(dtype, what=what)
+    listed = str(shape)[:_LISTED_CHARACTERS]
+    if 0 in shape:
+        raise UserError(f"{what} is empty, shape {listed}; store a vector or a series of vectors")
     num_bytes = math.prod(shape) * dtype.itemsize
-    held = size - file.tell()
-    if num_bytes > held or min(shape, default=0) < 0:
+    held = size - start.tell()
+    if num_bytes != held or min(shape, default=1) < 0:
         raise UserError(
-            f"{what} announces shape {shape} of {dtype}, but only {held} bytes follow; write it "
-            "anew"
+            f"{what} announces shape {listed} of {dtype}, but {held} bytes follow; write it anew"
         )
     if num_bytes > _LARGEST_ARRAY_BYTES:
         raise UserError(
             f"{what} holds {num_bytes:,} bytes; a clip may have {_LARGEST_ARRAY_BYTES:,} at most"
         )
-    content = file.read(num_bytes)
+    if len(shape) > _MOST_DIMENSIONS:
+        raise UserError(f"{what} has {len(shape)} dimensions; store a vector or a series of them")
+    content = bytearray(start.read(num_bytes))
+    content += read_at_most(file, num_bytes - len(content))
     if len(content) != num_bytes:
         raise UserError(f"{what} ends after {len(content)} of {num_bytes} bytes; write it anew")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f"version {version} of the format")
+    with warnings.catch_warnings():
+        # Headers of Python 2, which are sound, and source that Python finds odd.
+        warnings.simplefilter("ignore")
+        return read(file)
