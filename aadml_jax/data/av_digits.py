@@ -6,6 +6,7 @@ images of MNIST (LeCun et al. 1998), each used once at most. Each recording gets
 digit, drawn without replacement and always the same one.
 """
 
+import itertools
 import os
 import pathlib
 import re
@@ -71,6 +72,12 @@ def open_av_digits(
         if num_recordings:
             wanted = f"{len(spoken)} instead of {num_recordings}"
         raise UserError(f"{what} holds other recordings than expected: {wanted}; fetch it again")
+    for first, second in itertools.pairwise(spoken):
+        if first[:3] == second[:3]:
+            raise UserError(
+                f"{what}: {second.digit}_{second.speaker}_{second.number}.wav stands twice; leave "
+                "one of them out"
+            )
     pictures = read_idx(images, num_dimensions=3)
     digits = read_idx(image_labels, num_dimensions=1)
     if len(pictures) != len(digits):
@@ -78,13 +85,18 @@ def open_av_digits(
             f"{images} holds {len(pictures)} images but {image_labels} {len(digits)} labels; fetch "
             "both again"
         )
+    if digits.max() >= NUM_DIGITS:
+        number = int(np.argmax(digits >= NUM_DIGITS))
+        raise UserError(
+            f"{image_labels} holds the label {digits[number]} for image {number}; fetch it again"
+        )
     labels = np.array([recording.digit for recording in spoken])
     chosen = _paired_images(labels, digits, images)
     audio = np.stack([recording.features for recording in spoken])
     visual = pictures[chosen].reshape(len(chosen), -1).astype(np.float32) / 255
     is_test = np.array([recording.number <= _LAST_TEST_RECORDING for recording in spoken])
     train, test = (
-        PairedFeatures(audio[rows], visual[rows], labels[rows], name=f"{split} split of av_digits")
+        PairedFeatures(audio[rows], visual[rows], labels[rows], name=f"{split} split of {what}")
         for split, rows in (("train", ~is_test), ("test", is_test))
     )
     files = tuple(str(pathlib.Path(path).absolute()) for path in (recordings, images, image_labels))

@@ -49,9 +49,9 @@ class RetrievalDataset:
       source_files: Absolute paths of the files from which rows are read, empty without files.
 
     Raises:
-      UserError: The splits differ in their numbers of features or in the kind of their labels, a
-        label is C or above, multi-hot labels don't have C columns, or a class number is absent from
-        training.
+      UserError: There are fewer than two classes, the splits differ in their numbers of features
+        or in the kind of their labels, a label is C or above, multi-hot labels don't have C
+        columns, or a class number is absent from training.
       ValueError: The posteriors have another shape than [len(test), C].
     """
 
@@ -83,6 +83,11 @@ class RetrievalDataset:
             raise UserError(
                 f"labels of {self.train.name} are {of_train}, but those of {self.test.name} are "
                 f"{of_test}; store both alike"
+            )
+        if self.num_classes < 2:
+            raise UserError(
+                f"{self.train.name} has only one class, so every ranking of clips is right; "
+                "give clips of two classes at least"
             )
         check = require_columns if self.is_multi_label else require_labels_in_range
         for split in (self.train, self.test):

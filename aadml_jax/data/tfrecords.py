@@ -71,8 +71,7 @@ def open_video_records(
 
     Raises:
       UserError: A file can't be read, is damaged or compressed; a record lacks a feature, has no
-        labels or one out of range, or stands twice by its id. Taking rows raises it for features
-        that are not finite.
+        labels, one out of range or features that are not finite, or stands twice by its id.
     """
     places, labels, dims = {}, {}, None
     seen: dict[bytes, tuple[pathlib.Path, int]] = {}
@@ -97,7 +96,7 @@ def open_video_records(
                 places[split].append(place)
                 labels[split].append(video.labels)
         if not places[split]:
-            raise UserError(f"the files of the {split} rows hold no records; name others")
+            raise UserError(f"{_listed(files)}: no records for the {split} rows; name other files")
     largest = max(max(classes) for of_split in labels.values() for classes in of_split)
     num_classes = num_classes or largest + 1
     splits = {
@@ -107,18 +106,22 @@ def open_video_records(
             visual_dim=dims[1],
             read=functools.partial(_read_rows, places[split], dims),
             rows=np.arange(len(places[split])),
-            name=f"{split} split of {name}",
+            name=f"{split} split of {_listed(files)}",
         )
-        for split in places
+        for split, files in (("train", train_files), ("test", test_files))
     }
     paths = [str(pathlib.Path(path).absolute()) for path in (*train_files, *test_files)]
     return RetrievalDataset(
         name=name,
         num_classes=num_classes,
-        source=f"{paths[0]} and {len(paths) - 1} more",
+        source=_listed(paths),
         source_files=tuple(paths),
         **splits,
     )
+
+
+def _listed(files: Sequence[str | os.PathLike[str]]) -> str:
+    return f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else f"{files[0]}"
 
 
 def _records(path: pathlib.Path) -> Iterator[tuple[_Place, bytes]]:
@@ -183,12 +186,11 @@ def _parse(content: bytes, what: str) -> _Video:
         if feature[key].WhichOneof("kind") != kind or not len(values):
             raise UserError(f"{what}: {key} holds no {kind.removesuffix('_list')} values")
         lists[key] = values
-    return _Video(
-        lists[id_key][0],
-        list(lists[LABELS_KEY]),
-        np.array(lists[AUDIO_KEY], np.float32),
-        np.array(lists[VISUAL_KEY], np.float32),
-    )
+    vectors = [np.array(lists[key], np.float32) for key in (AUDIO_KEY, VISUAL_KEY)]
+    for key, vector in zip((AUDIO_KEY, VISUAL_KEY), vectors, strict=True):
+        if not np.isfinite(vector).all():
+            raise UserError(f"{what}: {key} holds NaN or infinity; recompute this record")
+    return _Video(lists[id_key][0], list(lists[LABELS_KEY]), *vectors)
 
 
 def _require_dims(video: _Video, dims: tuple[int, int], what: str) -> None:
