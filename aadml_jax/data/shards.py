@@ -25,7 +25,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from aadml_jax._files import written_as_a_whole
+from aadml_jax._files import require_readable_file, written_as_a_whole
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
 from aadml_jax.errors import UserError, one_line
@@ -220,7 +220,7 @@ def _read(
 def _identity(dataset: RetrievalDataset) -> str:
     """Tells the data apart from others without reading their features."""
     digest = hashlib.blake2b(digest_size=16)
-    files = [(path, os.stat(path)) for path in dataset.source_files]
+    files = [(path, _stat(path)) for path in dataset.source_files]
     facts = [
         dataset.source,
         dataset.num_classes,
@@ -235,6 +235,13 @@ def _identity(dataset: RetrievalDataset) -> str:
         if isinstance(split, PairedFeatures):
             digest.update(split.row_digests())
     return digest.hexdigest()
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError:  # says it in one line
+        return require_readable_file(pathlib.Path(path), "a file of the data set")
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from aadml_jax._files import require_readable_file
 from aadml_jax.data.catalog import DATASETS
 from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset
 from aadml_jax.data.shards import SPLITS, open_shards
@@ -60,6 +61,8 @@ def open_tfds_folder(
     folder = pathlib.Path(os.path.expanduser(folder)).absolute()
     if not (folder / "dataset_info.json").is_file():
         raise UserError(f"{folder} holds no data set; write one with python -m experiments.prepare")
+    for path in folder.iterdir():
+        require_readable_file(path, "a file of the data set")
     try:
         builder = tfds.builder_from_directory(folder)
         metadata = dict(builder.info.metadata or {})
@@ -71,6 +74,10 @@ def open_tfds_folder(
             FeatureStandardization(*(arrays[key] for key in _STATISTICS)),
             int(metadata["shared_rows"]),
         )
+        if not re.fullmatch("[0-9a-f]{32}", facts.fingerprint):
+            raise ValueError(f"the fingerprint {facts.fingerprint!r}")
+        if not all(np.isfinite(values).all() for values in facts.standardization):
+            raise ValueError("statistics that are not finite")
         paths = {split: builder.info.splits[split].filepaths for split in SPLITS}
     except KeyError as error:
         raise UserError(
