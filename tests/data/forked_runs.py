@@ -1,0 +1,145 @@
+"""`experiments.prepare` run many times, without starting Python anew each time.
+
+A process that has imported what it needs forks for each run: flags are fresh, and memory and time
+are limited. It is started and asked by `ForkedRuns`.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[2]
+MORE_MEMORY = 2**30
+CPU_SECONDS = 20
+KILLED_AFTER_SECONDS = 30
+
+
+class Run(NamedTuple):
+    """How a run ended; a negative status is the number of the signal that ended it."""
+
+    status: int
+    output: str
+    errors: str
+    grown_bytes: int
+    seconds: float
+
+
+class ForkedRuns:
+    """The process that forks, as a context."""
+
+    def __enter__(self):
+        settings = {"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            env={**os.environ, **settings},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_):
+        self._process.communicate(timeout=60)
+
+    def run(self, program, *arguments):
+        """Runs "prepare" with flags, or "av_digits" on paths."""
+        self._process.stdin.write(json.dumps([program, *map(str, arguments)]) + "\n")
+        self._process.stdin.flush()
+        return Run(**json.loads(self._process.stdout.readline()))
+
+
+def _serve(replies):
+    import aadml_jax.data.av_digits
+    import aadml_jax.data.clip_files
+    import aadml_jax.data.tfds_builders
+    import aadml_jax.data.tfrecords
+    from experiments import command_line, prepare
+
+    def main(program, arguments):
+        sys.argv = [program]
+        if program == "prepare":
+            sys.argv += arguments
+            command_line.run(prepare.main)
+        else:
+            open_av_digits = aadml_jax.data.av_digits.open_av_digits
+            command_line.run(lambda: open_av_digits(*arguments) and None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        gc.collect()
+        gc.freeze()  # so that forks share the memory of what was imported
+        for line in sys.stdin:
+            program, *arguments = json.loads(line)
+            names = [os.path.join(folder, name) for name in ("output", "errors", "memory")]
+            start = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+                child = os.fork()
+            if not child:
+                _become(main, program, arguments, names)
+            status, used = _ended(child)
+            seconds = time.perf_counter() - start
+            output, errors, memory = (
+                pathlib.Path(name).read_text(errors="replace") for name in names
+            )
+            grown = used.ru_maxrss * 1024 - int(memory)
+            reply = Run(os.waitstatus_to_exitcode(status), output, errors, grown, seconds)
+            print(json.dumps(reply._asdict()), file=replies, flush=True)
+
+
+def _become(main, program, arguments, names):
+    """What the child does; it never returns."""
+    status = 1
+    try:
+        for stream, name in ((1, names[0]), (2, names[1])):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        reserved, held = _memory_bytes()
+        pathlib.Path(names[2]).write_text(str(held))
+        most = reserved + MORE_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        try:
+            main(program, arguments)
+        except SystemExit as error:
+            status = error.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(status)
+
+
+def _ended(child):
+    deadline = time.monotonic() + KILLED_AFTER_SECONDS
+    while True:
+        ended, status, used = os.wait4(child, os.WNOHANG)
+        if ended:
+            return status, used
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            deadline = float("inf")
+        time.sleep(0.002)
+
+
+def _memory_bytes():
+    """Of this process: reserved, and in memory."""
+    pages = pathlib.Path("/proc/self/statm").read_text().split()[:2]
+    return [int(number) * resource.getpagesize() for number in pages]
+
+
+if __name__ == "__main__":
+    own_output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else prints must not be taken for a reply
+    _serve(own_output)
