@@ -38,8 +38,11 @@ def open_file(path: pathlib.Path) -> Iterator[h5py.File]:
         raise UserError(
             f"{path} is damaged or in use ({one_line(error)}); fetch it again"
         ) from error
-    with file:
-        yield file
+    try:
+        with file:
+            yield file
+    except (OSError, RuntimeError, MemoryError) as error:  # wherever the library meets damage
+        raise UserError(f"{path} is damaged ({one_line(error)}); fetch it again") from error
 
 
 def array_of(file: h5py.File, path: pathlib.Path, key: str, *, expected: str) -> h5py.Dataset:
@@ -51,7 +54,7 @@ def array_of(file: h5py.File, path: pathlib.Path, key: str, *, expected: str) ->
             )
         node = file[key]
     except KeyError:
-        there = ", ".join(itertools.islice(file, _LISTED_KEYS)) or "none"
+        there = ", ".join(map(str, itertools.islice(file, _LISTED_KEYS))) or "none"
         if len(file) > _LISTED_KEYS:
             there += f", … ({len(file)} in all)"
         raise UserError(f"{path}: key {key} is missing (keys there: {there}); {expected}") from None
@@ -67,7 +70,7 @@ def array_of(file: h5py.File, path: pathlib.Path, key: str, *, expected: str) ->
         )
     try:
         _ = node.dtype
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(
             f"{path}: {key} has a dtype unknown to NumPy ({one_line(error)}); store float32 "
             "features and integer labels"
