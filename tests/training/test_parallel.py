@@ -159,6 +159,7 @@ def test_each_step_draws_the_same_rows(mode):
     placement = placement_of(mode, 4)
 
     def note(state, batch, _):
+        assert batch.labels.dtype == bool
         seen = batch.audio
         if placement.axis_name is not None:
             share = jax.lax.axis_index(placement.axis_name) * len(seen)
@@ -173,7 +174,7 @@ def test_each_step_draws_the_same_rows(mode):
     state = state._replace(params=jnp.zeros(BATCH_SIZE, jnp.int32), epoch_sums={})
     run = make_run_steps(
         note,
-        Batch(numbers, numbers, numbers),
+        Batch(numbers, numbers, MULTI_HOT),
         batch_size=BATCH_SIZE,
         keys=run_keys(3),
         placement=placement,

@@ -160,7 +160,7 @@ def test_a_process_reads_its_part_of_each_batch_once(monkeypatch):
 def test_a_chunk_holds_no_more_than_its_bytes(monkeypatch):
     shapes = []
     monkeypatch.setattr(streaming, "_STEPS_PER_CHUNK", 16)
-    monkeypatch.setattr(streaming, "_CHUNK_BYTES", 3 * BATCH_SIZE * (10 + 1) * 4 + 1)
+    monkeypatch.setattr(streaming, "_CHUNK_BYTES", 4 * BATCH_SIZE * (10 + 1) * 4 - 1)
     put_rows = Placement.put_rows
 
     def note(self, arrays, *args, **options):

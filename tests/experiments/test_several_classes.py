@@ -1,0 +1,119 @@
+"""The binaries on clips of several classes, in this process: what they wire together."""
+
+import importlib
+import json
+import sys
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+from absl import flags
+
+from aadml_jax.errors import UserError
+from experiments import command_line
+
+SMALL = {
+    "epochs": 4,
+    "eval_every": 2,
+    "batch_size": 16,  # of eight devices
+    "hidden_sizes": (16,),
+    "learning_rate": 1e-2,
+    "tensorboard": False,
+    "parallel": "shard_map",
+}
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Calls a binary's main as if the flags had these values; no flag is defined for good."""
+
+    def define(name, default, *_):
+        return SimpleNamespace(value=values.get(name, default))
+
+    def call(binary, **given):
+        values.clear()
+        values.update(given)
+        monkeypatch.delitem(sys.modules, f"experiments.{binary}", raising=False)
+        return importlib.import_module(f"experiments.{binary}").main()
+
+    values = {}
+    for kind in ("DEFINE_string", "DEFINE_enum"):
+        monkeypatch.setattr(flags, kind, define)
+    monkeypatch.setattr(command_line, "define_flags", lambda _: None)
+    monkeypatch.setattr(
+        command_line, "config_from_flags", lambda kind: (kind(**values), frozenset(values))
+    )
+    yield call
+    for binary in ("train", "evaluate"):
+        sys.modules.pop(f"experiments.{binary}", None)
+
+
+def write_features(path, num_shared=0):
+    """Clips that look and sound like the sum of their classes; the first test rows are leaked."""
+    random = np.random.default_rng(0)
+    splits = {}
+    for split, rows in (("train", 50), ("test", 21)):
+        labels = random.random((rows, 4)) < 0.3
+        labels[np.arange(rows), np.arange(rows) % 4] = True
+        splits[split] = {"lab": labels}
+    for part, columns in (("audio", 8), ("visual", 12)):
+        directions = random.normal(size=(4, columns))
+        for content in splits.values():
+            noise = random.normal(size=(len(content["lab"]), columns))
+            content[part] = (content["lab"] @ directions + 0.5 * noise).astype(np.float32)
+    for part in ("audio", "visual"):
+        splits["test"][part][:num_shared] = splits["train"][part][:num_shared]
+    with h5py.File(path, "w") as file:
+        for split, content in splits.items():
+            for part, values in content.items():
+                file[f"{part}_{split}"] = values.astype(np.float32)
+    return str(path)
+
+
+def test_a_run_is_trained_and_evaluated_from_its_folder(run, tmp_path, capsys):
+    path, folder = write_features(tmp_path / "several.h5"), tmp_path / "run"
+    config = {"dataset": "features", "features_file": path, "workdir": str(folder), **SMALL}
+    with pytest.raises(UserError, match="set --multi_label"):
+        run("train", **config)
+    assert run("train", **config, multi_label=True) == 0
+    output, errors = capsys.readouterr()
+    assert "50 training and 21 test pairs, 4 classes" in output
+    assert "warning" not in errors
+    result = json.loads((folder / "result.json").read_text())
+    assert result["map"]["mean"] > result["chance"] + 0.05
+
+    for source in ({}, {"features_file": path}):
+        numbers = tmp_path / "numbers.json"
+        run("evaluate", checkpoint=str(folder), output=str(numbers), **source)
+        evaluated = json.loads(numbers.read_text())
+        assert evaluated["map"] == pytest.approx(result["map"], abs=1e-6)
+        assert evaluated["chance"] == result["chance"]
+
+    with pytest.raises(UserError, match="--multi_label was True, now False"):
+        run("train", **config | {"features_file": write_one_class(tmp_path / "one.h5")})
+
+
+def write_one_class(path):
+    write_features(path)
+    with h5py.File(path, "r+") as file:
+        for split in ("train", "test"):
+            labels = np.argmax(file[f"lab_{split}"][:], axis=1)
+            del file[f"lab_{split}"]
+            file[f"lab_{split}"] = labels
+    return str(path)
+
+
+def test_rows_of_both_splits_are_warned_of_in_one_line(run, tmp_path, capsys):
+    path = write_features(tmp_path / "leaking.h5", num_shared=3)
+    config = {**SMALL, "epochs": 1, "eval_every": 1}
+    folder = tmp_path / "run"
+    run(
+        "train", dataset="features", features_file=path, multi_label=True, workdir=str(folder),
+        **config,
+    )  # fmt: skip
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "warning: 3 of the 21 test rows have the features of a training row: MAP on them is not a "
+        "measure of generalisation; remove them from one of the splits"
+    )
+    assert json.loads((folder / "config.json").read_text())["data"]["shared_rows"] == 3
