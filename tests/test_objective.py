@@ -138,6 +138,45 @@ def test_multi_hot_labels_make_a_sample_relevant_to_each_of_its_classes():
     assert float(parts["metric_loss_classes_to_audio"]) == pytest.approx(rows.mean(), rel=1e-5)
 
 
+# Clips 0 and 1 share a class, so do 1 and 2, but not 0 and 2; class 2 is the only one of clip 6.
+SEVERAL = np.array(
+    [[1, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 1]], bool
+)
+
+
+def test_metric_and_label_losses_of_several_classes_equal_loops():
+    relevance = np.array([[oracles.share_a_class(a, b) for b in SEVERAL] for a in SEVERAL])
+    aware = oracles.proxies(AUDIO, SEVERAL, num_neighbors=3)
+    _, parts = aadml_objective(AUDIO, VISUAL, SEVERAL)
+    rows = oracles.by_row(
+        oracles.triplet_row, PAIRWISE["cosine"](aware, VISUAL), relevance, **OWN["triplet"]
+    )
+    assert float(parts["metric_loss_audio_to_visual"]) == pytest.approx(rows.mean(), rel=1e-5)
+    squares = sum(
+        sum((AUDIO[i, c] - (1 if SEVERAL[i, c] else 0)) ** 2 for c in range(3)) for i in range(7)
+    )
+    assert float(parts["label_loss_audio"]) == pytest.approx(squares / 7, rel=1e-5)
+
+
+def test_class_proxies_of_any_place_attract_all_samples_of_their_class():
+    class_proxies = np.random.default_rng(4).normal(size=(3, 3))
+    _, parts = aadml_objective(
+        AUDIO,
+        VISUAL,
+        SEVERAL,
+        class_proxies=class_proxies,
+        options=ObjectiveOptions(loss="proxy_anchor"),
+    )
+    aware = oracles.proxies(VISUAL, SEVERAL, num_neighbors=3)
+    rows = oracles.by_row(
+        oracles.proxy_anchor_row,
+        oracles.pairwise(oracles.cosine, class_proxies, aware),
+        SEVERAL.T,
+        **OWN["proxy_anchor"],
+    )
+    assert float(parts["metric_loss_classes_to_visual"]) == pytest.approx(rows.mean(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
