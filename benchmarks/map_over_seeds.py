@@ -43,7 +43,7 @@ def main() -> None:
     dataset = load_dataset(
         config.dataset, data_dir=config.data_dir, features_file=config.features_file
     )
-    dataset = configuration.apply_smoke_subset(config, dataset)
+    dataset = configuration.apply_splits(config, dataset)
     config = configuration.resolve(config, len(dataset.train))
     data = hold(dataset, standardized=config.standardize)
     print(", ".join(f"{name} {version}" for name, version in versions().items()))

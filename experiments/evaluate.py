@@ -44,7 +44,7 @@ def recorded_dataset(stored: dict[str, Any]) -> RetrievalDataset:
     config = configuration.config_from_json(stored.get("config"))
     recorded = recorded_data(stored)
     dataset = reopen_dataset(config.dataset, recorded["source"], multi_label=config.multi_label)
-    dataset = configuration.apply_smoke_subset(config, dataset)
+    dataset = configuration.apply_splits(config, dataset)
     if dataset.fingerprint() != recorded["fingerprint"]:
         raise UserError(
             f"{dataset.source} does not hold the data of this run any more; to evaluate on it all "

@@ -45,7 +45,7 @@ def main() -> int:
         features_file=config.features_file,
         multi_label=config.multi_label,
     )
-    dataset = configuration.apply_smoke_subset(config, dataset)
+    dataset = configuration.apply_splits(config, dataset)
     config = configuration.resolve(config, len(dataset.train))
     require_agreement(
         configuration.common_fields(config),

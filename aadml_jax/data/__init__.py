@@ -11,6 +11,7 @@ from aadml_jax.data.catalog import (
 from aadml_jax.data.feature_files import load_feature_file, open_feature_file
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
 from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset, shared_rows
+from aadml_jax.data.splits import NUM_FOLDS, stratified_folds, with_fold, with_train_fraction
 from aadml_jax.data.standardization import (
     FeatureStandardization,
     fit_standardization,
@@ -28,6 +29,7 @@ from aadml_jax.data.synthetic import (
 
 __all__ = [
     "DATASETS",
+    "NUM_FOLDS",
     "SYNTHETIC",
     "SYNTHETIC_VEGAS",
     "DatasetSpec",
@@ -51,4 +53,7 @@ __all__ = [
     "representative_classes",
     "shared_rows",
     "standardize",
+    "stratified_folds",
+    "with_fold",
+    "with_train_fraction",
 ]

@@ -8,7 +8,14 @@ import math
 from collections.abc import Set
 from typing import Any
 
-from aadml_jax.data import DATASETS, RetrievalDataset, dataset_spec
+from aadml_jax.data import (
+    DATASETS,
+    NUM_FOLDS,
+    RetrievalDataset,
+    dataset_spec,
+    with_fold,
+    with_train_fraction,
+)
 from aadml_jax.errors import UserError
 from aadml_jax.objective import (
     DISTANCES,
@@ -82,10 +89,20 @@ class TrainConfig:
     )
     workdir: str | None = _setting(
         None,
-        "folder of the run; default runs/<dataset>, runs/<dataset>-smoke with --smoke",
+        "folder of the run; default runs/<dataset>, with -fold0, -fraction0.1, -smoke where these "
+        "are asked for",
         resumable=True,
         per_process=True,
     )
+    fold: int | None = _setting(
+        None,
+        f"test on this one of {NUM_FOLDS} stratified folds of all rows, 0 to {NUM_FOLDS - 1}, and "
+        "train on the others; default the data set's own split",
+    )
+    train_fraction: float = _setting(
+        1.0, "part of the training rows of each class to keep, above 0, at most 1"
+    )
+    split_seed: int = _setting(0, "seed of the rows that --fold and --train_fraction choose")
     smoke: bool = _setting(
         False,
         f"shrink the run to seconds: {SMOKE_TRAIN_ROWS} training and {SMOKE_TEST_ROWS} test rows; "
@@ -252,7 +269,14 @@ def config_from_json(values: dict[str, Any]) -> TrainConfig:
 
 def default_workdir(config: TrainConfig) -> str:
     """Where a run goes that names no folder."""
-    return f"runs/{config.dataset.replace(':', '-')}{'-smoke' if config.smoke else ''}"
+    parts = [config.dataset.replace(":", "-")]
+    if config.fold is not None:
+        parts.append(f"fold{config.fold}")
+    if config.train_fraction < 1:
+        parts.append(f"fraction{config.train_fraction:g}")
+    if config.smoke:
+        parts.append("smoke")
+    return f"runs/{'-'.join(parts)}"
 
 
 def check(config: TrainConfig) -> None:
@@ -290,7 +314,16 @@ def check(config: TrainConfig) -> None:
         require(name, getattr(config, name) >= 0, "at least 0")
     require("learning_rate", config.learning_rate > 0, "above 0")
     require("dropout", 0 <= config.dropout < 1, "at least 0 and below 1")
-    require("seed", 0 <= config.seed < 2**32, "from 0 to 2³² − 1")
+    for name in ("seed", "split_seed"):
+        require(name, 0 <= getattr(config, name) < 2**32, "from 0 to 2³² − 1")
+    require("train_fraction", 0 < config.train_fraction <= 1, "above 0 and at most 1")
+    if config.fold is not None:
+        require("fold", 0 <= config.fold < NUM_FOLDS, f"from 0 to {NUM_FOLDS - 1}")
+    elif config.train_fraction == 1 and config.split_seed:
+        raise UserError(
+            f"--split_seed={config.split_seed} chooses nothing; add --fold or --train_fraction, or "
+            "leave it out"
+        )
     require("hidden_sizes", all(size >= 1 for size in config.hidden_sizes), "positive numbers")
     if contradiction := conflict(config):
         raise UserError(f"--{contradiction}")
@@ -325,8 +358,11 @@ def apply_smoke_preset(config: TrainConfig, explicit: Set[str]) -> TrainConfig:
     return dataclasses.replace(config, **preset)
 
 
-def apply_smoke_subset(config: TrainConfig, dataset: RetrievalDataset) -> RetrievalDataset:
-    """With `smoke`, the first rows of each class; else the data set as it is."""
+def apply_splits(config: TrainConfig, dataset: RetrievalDataset) -> RetrievalDataset:
+    """The rows that a configuration trains and tests on: fold, fraction and smoke subset."""
+    if config.fold is not None:
+        dataset = with_fold(dataset, config.fold, seed=config.split_seed)
+    dataset = with_train_fraction(dataset, config.train_fraction, seed=config.split_seed)
     if not config.smoke:
         return dataset
     # Where there are more classes than rows, one row of each is the least.

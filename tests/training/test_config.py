@@ -2,11 +2,19 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 
-from aadml_jax.data import PairedFeatures, RetrievalDataset
+from aadml_jax.data import (
+    SYNTHETIC,
+    PairedFeatures,
+    RetrievalDataset,
+    make_synthetic,
+    with_fold,
+    with_train_fraction,
+)
 from aadml_jax.errors import UserError
 from aadml_jax.objective import LOSS_PARAMETERS, ObjectiveOptions
 from aadml_jax.training import config as configuration
@@ -102,8 +110,8 @@ def test_smoke_keeps_few_rows():
     labels = np.arange(1000) % 4
     rows = PairedFeatures(np.ones((1000, 2)), np.ones((1000, 3)), labels)
     dataset = RetrievalDataset("d", rows, rows, 4, "here")
-    assert configuration.apply_smoke_subset(TrainConfig(), dataset) is dataset
-    subset = configuration.apply_smoke_subset(TrainConfig(smoke=True), dataset)
+    assert configuration.apply_splits(TrainConfig(), dataset) is dataset
+    subset = configuration.apply_splits(TrainConfig(smoke=True), dataset)
     assert (len(subset.train), len(subset.test)) == (300, 100)
 
 
@@ -111,7 +119,7 @@ def test_smoke_keeps_a_row_of_each_of_many_classes():
     labels = np.arange(900) % 350
     rows = PairedFeatures(np.ones((900, 2)), np.ones((900, 3)), labels)
     dataset = RetrievalDataset("d", rows, rows, 350, "here")
-    subset = configuration.apply_smoke_subset(TrainConfig(smoke=True), dataset)
+    subset = configuration.apply_splits(TrainConfig(smoke=True), dataset)
     assert (len(subset.train), len(subset.test)) == (350, 350)
 
 
@@ -183,3 +191,36 @@ def test_configuration_of_another_version_is_refused():
 def test_default_workdir_tells_smoke_runs_apart():
     assert configuration.default_workdir(TrainConfig(dataset="ave")) == "runs/ave"
     assert configuration.default_workdir(TrainConfig(smoke=True)) == "runs/synthetic-smoke"
+
+
+def test_splits_go_before_the_smoke_subset():
+    dataset = make_synthetic(dataclasses.replace(SYNTHETIC, train_size=600, test_size=400))
+    config = TrainConfig(fold=2, train_fraction=0.5, split_seed=3, smoke=True)
+    chosen = configuration.apply_splits(config, dataset)
+    by_hand = with_train_fraction(with_fold(dataset, 2, seed=3), 0.5, seed=3)
+    assert (len(by_hand.test), len(chosen.train), len(chosen.test)) == (200, 300, 100)
+    rows = {row.tobytes() for row in by_hand.train.audio}
+    assert {row.tobytes() for row in chosen.train.audio} < rows
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"fold": 5}, "--fold=5 must be from 0 to 4"),
+        ({"fold": -1}, "--fold=-1 must be from 0 to 4"),
+        ({"train_fraction": 0.0}, "--train_fraction=0.0 must be above 0 and at most 1"),
+        ({"train_fraction": math.nan}, "--train_fraction=nan must be above 0"),
+        ({"split_seed": -1, "fold": 0}, "--split_seed=-1 must be from 0"),
+        ({"split_seed": 2}, "--split_seed=2 chooses nothing; add --fold or --train_fraction"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(UserError) as caught:
+        configuration.check(TrainConfig(**fields))
+    assert message in str(caught.value)
+
+
+def test_the_default_folder_names_the_split():
+    config = TrainConfig(dataset="tfds:vegas", fold=0, train_fraction=0.1, smoke=True)
+    assert configuration.default_workdir(config) == "runs/tfds-vegas-fold0-fraction0.1-smoke"
+    assert configuration.default_workdir(TrainConfig()) == "runs/synthetic"
