@@ -35,25 +35,30 @@ def write_feature_file(
       UserError: The file exists, it can't be written, or rows can't be read.
     """
     path = pathlib.Path(os.path.expanduser(path)).absolute()
-    staging = path.with_name(f".{path.name}.partial")
+    staging, lock = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "lock"))
+    _require_absent(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with held_lock(path.with_name(f".{path.name}.lock"), f"{path} is"):
-            if os.path.lexists(path):
-                raise UserError(f"{path} exists already; remove it or choose another file")
+        with held_lock(lock, f"{path} is"):
+            _require_absent(path)  # another process may just have written it
             on_disk = opened_again(dataset, write_shards(dataset, staging, path.stem))
             summary = summarize(on_disk)
             temporary = staging / path.name
             _write(on_disk, temporary)
             os.replace(temporary, path)
             shutil.rmtree(staging)
-            path.with_name(f".{path.name}.lock").unlink()
+            lock.unlink()
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); make room, or choose another "
             "folder"
         ) from error
     return path, summary
+
+
+def _require_absent(path: pathlib.Path) -> None:
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists already; remove it or choose another file")
 
 
 def _write(dataset: RetrievalDataset, path: pathlib.Path) -> None:

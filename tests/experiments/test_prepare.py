@@ -1,9 +1,15 @@
 """A data set prepared as shards, and trained on from there."""
 
 import json
+import struct
 
+import google_crc32c
+import numpy as np
 import pytest
 from running import run, write_feature_file
+from tensorflow_datasets.proto import tf_example_pb2
+
+from aadml_jax.data import open_feature_file
 
 FLAGS = (
     "--epochs=4",
@@ -32,8 +38,27 @@ def prepared(tmp_path_factory):
     rows = [line.split() for line in output.splitlines()]
     assert ["rows", "50", "20"] in rows
     assert ["class", "0", "17", "7"] in rows
+    assert ["duplicate", "rows", "0", "0"] in rows
     assert f"--dataset=tfds:mine --data_dir={folder}" in output
     return path, folder
+
+
+def write_video_records(path, videos):
+    def masked(content):
+        crc = google_crc32c.value(content)
+        return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
+
+    with open(path, "wb") as file:
+        for video_id, labels, audio, visual in videos:
+            feature = (example := tf_example_pb2.Example()).features.feature
+            feature["id"].bytes_list.value.append(video_id.encode())
+            feature["labels"].int64_list.value.extend(labels)
+            feature["mean_audio"].float_list.value.extend(audio)
+            feature["mean_rgb"].float_list.value.extend(visual)
+            content = example.SerializeToString()
+            length = struct.pack("<Q", len(content))
+            file.write(length + struct.pack("<I", masked(length)))
+            file.write(content + struct.pack("<I", masked(content)))
 
 
 def train(folder, *flags):
@@ -98,3 +123,63 @@ def test_mistakes_get_one_line(prepared, tmp_path, binary, flags, message):
     assert status == 2
     assert errors.count("\n") == 1 and message in errors
     assert not (tmp_path / "runs").exists()
+
+
+def test_clips_of_several_classes_go_from_a_list_to_shards_and_to_a_file(tmp_path):
+    random = np.random.default_rng(1)
+    lines = ["split,label,clip_id"]
+    for number in range(40):
+        labels = sorted({"rain", "Zug"} if number % 4 == 0 else {["rain", "Zug", "à"][number % 3]})
+        features = {"audio": random.normal(size=8), "visual": random.normal(size=(3, 12))}
+        # The first classes' clips are told apart by their features.
+        features["audio"][: len(labels)] += 5 * number % 3
+        if number != 7:
+            np.savez(tmp_path / f"ключ {number}.npz", **features)
+        lines.append(f"{'test' if number >= 30 else 'train'},{';'.join(labels)},ключ {number}")
+    (tmp_path / "Clips one.csv").write_text("\n".join(lines), encoding="utf-8")
+    flags = ("--dataset=clips", f"--clip_list={tmp_path / 'Clips one.csv'}", "--multi_label")
+    status, _, errors = run("prepare", *flags, f"--output={tmp_path}")
+    assert status == 2 and "no features of 1 of the 40 clips" in errors
+    status, output, errors = run("prepare", *flags, f"--output={tmp_path}", "--allow_missing")
+    assert (status, errors) == (0, "")
+    assert "1 listed clips have no feature files and are left out" in output
+    rows = [line.split() for line in output.splitlines()]
+    assert ["rows", "29", "10"] in rows and ["shared", "rows", "0"] in rows
+    counts = [sum("à" in line for line in lines[1:31]), sum("à" in line for line in lines[31:])]
+    # The missing clip is of the class Zug.
+    assert ["à", *map(str, counts)] in rows
+    output = train(tmp_path / "run", "--dataset=tfds:clips_one", f"--data_dir={tmp_path}")
+    assert "MAP" in output
+
+
+def test_video_records_go_to_a_feature_file(tmp_path):
+    random = np.random.default_rng(2)
+    for name, count in (("train00", 25), ("train01", 15), ("validate00", 12)):
+        write_video_records(
+            tmp_path / f"{name}.tfrecord",
+            [
+                (
+                    f"{name}-{number}",
+                    [number % 5, 5 + number % 2],
+                    random.normal(size=4),
+                    random.normal(size=6),
+                )
+                for number in range(count)
+            ],
+        )
+    status, output, errors = run(
+        "prepare",
+        "--dataset=video_records",
+        f"--train_records={tmp_path}/train*.tfrecord",
+        f"--test_records={tmp_path}/validate00.tfrecord",
+        "--num_classes=9",
+        f"--output={tmp_path / 'videos.h5'}",
+    )
+    assert (status, errors) == (0, "")
+    assert ["rows", "40", "12"] in [line.split() for line in output.splitlines()]
+    command = output.splitlines()[-1]
+    assert command.endswith(f"--features_file={tmp_path / 'videos.h5'} --multi_label")
+    dataset = open_feature_file(tmp_path / "videos.h5", multi_label=True)
+    assert dataset.num_classes == 9
+    # Rows stand in the order of files and records: number 3 of the second file is row 28.
+    assert np.flatnonzero(dataset.train.labels[28]).tolist() == [3, 6]

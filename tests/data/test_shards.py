@@ -1,0 +1,189 @@
+"""Shards: a writing that stops goes on where it was, and only with the same data."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from aadml_jax.data import PairedFeatures, RetrievalDataset, StoredFeatures, open_feature_file
+from aadml_jax.data.feature_writing import write_feature_file
+from aadml_jax.data.shards import opened_again, write_shards
+from aadml_jax.data.summary import summarize
+from aadml_jax.data.tfds_builders import write_tfds_folder
+from aadml_jax.data.tfds_folders import open_tfds_folder
+from aadml_jax.errors import UserError
+
+RNG = np.random.default_rng(5)
+AUDIO_DIM, VISUAL_DIM = 3, 7
+ROW_BYTES = 4 * (AUDIO_DIM + VISUAL_DIM)
+
+
+class Source:
+    """Rows of a storage that counts what is read and can break off."""
+
+    def __init__(self, num_rows, seed=5):
+        random = np.random.default_rng(seed)
+        self.audio = random.normal(size=(num_rows, AUDIO_DIM)).astype(np.float32)
+        self.visual = random.normal(size=(num_rows, VISUAL_DIM)).astype(np.float32)
+        self.rows_read = []
+        self.breaks_at = None
+
+    def read(self, rows):
+        if self.breaks_at is not None and self.breaks_at in rows:
+            raise UserError("the source is gone")
+        self.rows_read += rows.tolist()
+        return self.audio[rows], self.visual[rows]
+
+    def features(self, labels, name):
+        return StoredFeatures(
+            labels, AUDIO_DIM, VISUAL_DIM, self.read, np.arange(len(labels)), name
+        )
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr("aadml_jax.data.shards._SHARD_BYTES", 10 * ROW_BYTES)
+
+
+def sources(num_train=50, num_test=20):
+    labels = np.arange(num_train + num_test, dtype=np.int32) % 3
+    train, test = Source(num_train), Source(num_test, seed=6)
+    dataset = RetrievalDataset(
+        "made",
+        train.features(labels[:num_train], "train"),
+        test.features(labels[num_train:], "test"),
+        3,
+        "a storage",
+    )
+    return train, test, dataset
+
+
+def test_rows_come_back_from_the_shards(tmp_path, small_shards):
+    train, test, dataset = sources()
+    written = write_shards(dataset, tmp_path / "x", "made")
+    assert [len(written[split].paths) for split in ("train", "test")] == [5, 2]
+    assert sum(written["train"].lengths) == 50
+    again = opened_again(dataset, written)
+    np.testing.assert_array_equal(again.train.take(slice(None)).audio, train.audio)
+    np.testing.assert_array_equal(again.test.take(slice(None)).visual, test.visual)
+
+
+def test_an_interrupted_writing_goes_on(tmp_path, small_shards):
+    train, _, dataset = sources()
+    train.breaks_at = 33
+    with pytest.raises(UserError, match="the source is gone"):
+        write_shards(dataset, tmp_path / "x", "made")
+    complete = sorted(
+        path.name for path in (tmp_path / "x").glob("*-of-*") if "part" not in path.name
+    )
+    assert complete == [f"made-train.array_record-{n:05d}-of-00005" for n in range(3)]
+    train.breaks_at, train.rows_read = None, []
+    written = write_shards(dataset, tmp_path / "x", "made")
+    assert train.rows_read == list(range(30, 50))
+    again = opened_again(dataset, written)
+    assert again.fingerprint() == dataset.fingerprint()
+    assert not list((tmp_path / "x").glob("*.partial"))
+
+
+@pytest.mark.parametrize("change", ["labels", "source", "file", "rows in memory"])
+def test_shards_of_other_data_are_not_gone_on_with(tmp_path, small_shards, change):
+    _, _, dataset = sources()
+    file = tmp_path / "data"
+    file.write_text("one")
+    dataset = dataclasses.replace(dataset, source_files=(str(file),))
+    if change == "rows in memory":
+        dataset = dataset.loaded()
+    folder = tmp_path / "x"
+    first = write_shards(dataset, folder, "made")["train"].paths[0].read_bytes()
+    train, _, other = sources()
+    train.audio += 1
+    other = dataclasses.replace(other, source_files=(str(file),))
+    if change == "labels":
+        labels = np.roll(dataset.train.labels, 1)
+        other = dataclasses.replace(other, train=train.features(labels, "train"))
+    elif change == "source":
+        other = dataclasses.replace(other, source="another storage")
+    elif change == "file":
+        file.write_text("another")
+    else:
+        other = other.loaded()
+    assert write_shards(other, folder, "made")["train"].paths[0].read_bytes() != first
+
+
+def test_the_same_data_are_written_to_the_same_bytes(tmp_path, small_shards):
+    _, _, dataset = sources()
+    one, two = (write_shards(dataset, tmp_path / name, "made") for name in "ab")
+    for first, second in zip(one["train"].paths, two["train"].paths, strict=True):
+        assert first.read_bytes() == second.read_bytes()
+
+
+def multi_label_dataset():
+    labels = RNG.random((30, 6)) < 0.3
+    labels[np.arange(30), RNG.integers(0, 6, 30)] = True
+    audio, visual = RNG.normal(size=(30, 3)), RNG.normal(size=(30, 5))
+    train, test = (
+        PairedFeatures(audio[rows], visual[rows], labels[rows])
+        for rows in (slice(22), slice(22, None))
+    )
+    return RetrievalDataset("several", train, test, 6, "nowhere")
+
+
+def test_clips_of_several_classes_are_kept(tmp_path):
+    dataset = multi_label_dataset()
+    folder, _ = write_tfds_folder(dataset, tmp_path)
+    opened = open_tfds_folder(folder)
+    assert opened.is_multi_label and opened.fingerprint() == dataset.fingerprint()
+    np.testing.assert_array_equal(opened.test.labels, dataset.test.labels)
+    for row, record in enumerate(tfds.builder_from_directory(folder).as_data_source(split="train")):
+        assert list(record["labels"]) == np.flatnonzero(dataset.train.labels[row]).tolist()
+
+
+def test_a_feature_file_is_written_and_read_again(tmp_path):
+    for dataset in (sources()[2], multi_label_dataset()):
+        several = dataset.is_multi_label
+        path, summary = write_feature_file(dataset, tmp_path / f"{dataset.name}.h5")
+        again = open_feature_file(path, multi_label=several)
+        assert again.fingerprint() == dataset.fingerprint() == summary.fingerprint
+        with pytest.raises(UserError, match="exists already; remove it"):
+            write_feature_file(dataset, path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.h5", "several.h5"]
+
+
+def test_the_writing_of_a_feature_file_goes_on(tmp_path, small_shards):
+    train, test, dataset = sources()
+    test.breaks_at = 15
+    with pytest.raises(UserError, match="the source is gone"):
+        write_feature_file(dataset, tmp_path / "made.h5")
+    assert not (tmp_path / "made.h5").exists()
+    train.rows_read, test.breaks_at = [], None
+    path, _ = write_feature_file(dataset, tmp_path / "made.h5")
+    assert train.rows_read == []
+    assert open_feature_file(path).fingerprint() == dataset.fingerprint()
+    assert [path.name for path in tmp_path.iterdir()] == ["made.h5"]
+
+
+def test_a_summary_counts_what_is_there():
+    audio = np.array([[0, 1], [2, 3], [0, 1], [4, 5], [0, 1], [2, 3], [9, -7]], float)
+    visual = np.array([[1], [2], [1], [3], [1], [8], [4]], float)
+    labels = np.array([0, 1, 1, 2, 0, 1, 2])
+    train, test = (
+        PairedFeatures(audio[rows], visual[rows], labels[rows])
+        for rows in (slice(4), slice(4, None))
+    )
+    summary = summarize(RetrievalDataset("made", train, test, 3, "nowhere"))
+    # Row 2 repeats row 0 with another label; test row 4 is row 0 as well, row 5 only half of row 1.
+    assert (summary.train.duplicates, summary.test.duplicates, summary.shared_rows) == (1, 0, 1)
+    assert summary.train.audio == (0, 16 / 8, 5) and summary.test.audio == (-7, 8 / 6, 9)
+    assert summary.train.visual == (1, 7 / 4, 3) and summary.test.visual == (1, 13 / 3, 8)
+    assert summary.train.class_rows.tolist() == [1, 2, 1]
+    assert summary.test.class_rows.tolist() == [1, 1, 1]
+    lines = [line.split() for line in summary.table(("a", "b", "c")).splitlines()]
+    assert lines[1:5] == [
+        ["rows", "4", "3"],
+        ["classes", "3", "3"],
+        ["duplicate", "rows", "1", "0"],
+        ["shared", "rows", "1"],
+    ]
+    assert ["audio", "values", "0", "…", "2", "…", "5", "-7", "…", "1.33", "…", "9"] in lines
+    assert lines[-2] == ["b", "2", "1"]
