@@ -3,20 +3,24 @@
     python -m benchmarks.data_speed
 
 The data are random, in the sizes of VEGAS unless --rows says otherwise, in a temporary folder (set
-TMPDIR to measure another disk). Files come from the page cache after the warm-up. The last rows
-train an epoch, with rows held on the device and streamed: what a stream costs where training is the
-slower part.
+TMPDIR to measure another disk). Files come from the page cache after the warm-up. Clips and video
+records are fewer (--clips). The last rows train an epoch, with rows held on the device and
+streamed: what a stream costs where training is the slower part.
 """
 
+import dataclasses
 import functools
 import pathlib
+import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 
-import h5py
+import google_crc32c
 import jax
 import numpy as np
 from absl import flags
+from tensorflow_datasets.proto import tf_example_pb2
 
 from aadml_jax.data import (
     PairedFeatures,
@@ -24,7 +28,11 @@ from aadml_jax.data import (
     load_feature_file,
     open_feature_file,
 )
-from aadml_jax.data.tfds_folders import open_tfds_folder, write_tfds_folder
+from aadml_jax.data.clip_files import open_clip_files
+from aadml_jax.data.feature_writing import write_feature_file
+from aadml_jax.data.tfds_builders import write_tfds_folder
+from aadml_jax.data.tfds_folders import open_tfds_folder
+from aadml_jax.data.tfrecords import open_video_records
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.held_data import hold
 from aadml_jax.training.parallel import one_device
@@ -39,6 +47,7 @@ _ROW_BYTES = 4 * (_AUDIO_DIM + _VISUAL_DIM)
 
 _ROWS = flags.DEFINE_integer("rows", 22_482, "training rows", lower_bound=400)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 400, "rows of a batch", lower_bound=1)
+_CLIPS = flags.DEFINE_integer("clips", 2_000, "clips, and video records", lower_bound=100)
 side_by_side.define_flags(rounds=5)
 
 
@@ -56,23 +65,59 @@ def make_dataset(rows: int) -> RetrievalDataset:
     return RetrievalDataset("measured", *splits, _CLASSES, "random numbers")
 
 
-def write_feature_file(dataset: RetrievalDataset, path: pathlib.Path) -> None:
-    """The layout with six keys, neither chunked nor compressed."""
-    with h5py.File(path, "w") as file:
-        for name, split in (("train", dataset.train), ("test", dataset.test)):
-            file[f"audio_{name}"], file[f"visual_{name}"] = split.audio, split.visual
-            file[f"lab_{name}"] = split.labels
+def write_clips(dataset: RetrievalDataset, folder: pathlib.Path) -> pathlib.Path:
+    """A list of clips, and an .npz file for each."""
+    folder.mkdir()
+    lines = ["clip_id,label,split"]
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        for number, (audio, visual, label) in enumerate(split.rows()):
+            np.savez(folder / f"{name}{number}.npz", audio=audio, visual=visual)
+            lines.append(f"{name}{number},{label},{name}")
+    path = folder / "clips.csv"
+    path.write_text("\n".join(lines))
+    return path
 
 
-def make_prepare(path: pathlib.Path, folder: pathlib.Path) -> Callable[[], object]:
-    """A function that writes the rows of a feature file as shards, each time anew."""
+def write_video_records(split: PairedFeatures, path: pathlib.Path) -> pathlib.Path:
+    """A TFRecord file in the form of YouTube-8M."""
+
+    def sealed(content: bytes) -> bytes:
+        crc = google_crc32c.value(content)
+        masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+        return content + struct.pack("<I", masked)
+
+    with open(path, "wb") as file:
+        for number, (audio, visual, label) in enumerate(split.rows()):
+            example = tf_example_pb2.Example()
+            feature = example.features.feature
+            feature["id"].bytes_list.value.append(f"{path.stem}{number}".encode())
+            feature["labels"].int64_list.value.append(int(label))
+            feature["mean_audio"].float_list.value.extend(audio.tolist())
+            feature["mean_rgb"].float_list.value.extend(visual.tolist())
+            content = example.SerializeToString()
+            file.write(sealed(struct.pack("<Q", len(content))) + sealed(content))
+    return path
+
+
+def make_prepare(
+    open_source: Callable[[], RetrievalDataset], folder: pathlib.Path
+) -> Callable[[], object]:
+    """A function that writes the rows of a source as shards, each time anew."""
     numbers = iter(range(10**6))
 
-    def prepare() -> object:
+    def prepare() -> None:
         data_dir = folder / f"written{next(numbers)}"
-        return write_tfds_folder(open_feature_file(path), data_dir)
+        dataset = dataclasses.replace(open_source(), name="measured")
+        write_tfds_folder(dataset, data_dir)
+        shutil.rmtree(data_dir)
 
     return prepare
+
+
+def put_on_device(dataset: RetrievalDataset) -> None:
+    """Reads, standardises and places the training rows, as a run does before its first step."""
+    data, placement = hold(dataset), one_device()
+    jax.block_until_ready(placement.put_rows(data.train, data.num_train))
 
 
 def make_epoch(dataset: RetrievalDataset, batch_size: int, *, streamed: bool) -> Callable:
@@ -98,11 +143,20 @@ def make_epoch(dataset: RetrievalDataset, batch_size: int, *, streamed: bool) ->
     return run
 
 
-def subjects(folder: pathlib.Path, rows: int, batch_size: int) -> list[side_by_side.Subject]:
+def subjects(
+    folder: pathlib.Path, rows: int, clips: int, batch_size: int
+) -> list[side_by_side.Subject]:
     """What is measured; units are rows."""
     path = folder / "features.h5"
     write_feature_file(make_dataset(rows), path)
-    shards = write_tfds_folder(open_feature_file(path), folder)
+    opened = dataclasses.replace(open_feature_file(path), name="measured")
+    shards, _ = write_tfds_folder(opened, folder)
+    few = make_dataset(clips)
+    clip_list = write_clips(few, folder / "clips")
+    records = [
+        [write_video_records(split, folder / f"{name}.tfrecord")]
+        for name, split in (("train", few.train), ("test", few.test))
+    ]
     prepared = open_tfds_folder(shards)
     order = np.random.default_rng(1).permutation(rows)
     batches = order[: rows // batch_size * batch_size].reshape(-1, batch_size)
@@ -124,15 +178,27 @@ def subjects(folder: pathlib.Path, rows: int, batch_size: int) -> list[side_by_s
         for batch in batches:
             source.__getitems__(batch.tolist())
 
-    both, one = rows + _TEST_ROWS, batches.size
+    both, one, clip_rows = rows + _TEST_ROWS, batches.size, clips + _TEST_ROWS
+    sources = (
+        ("feature file to shards", lambda: open_feature_file(path), both),
+        ("clips (.npz) to shards", lambda: open_clip_files(clip_list).dataset, clip_rows),
+        (
+            "video records to shards",
+            lambda: open_video_records(*records, name="measured"),
+            clip_rows,
+        ),
+    )
     reads = (
         ("copy of the feature file into memory", path.read_bytes, both),
+        ("copy of the feature file on the disk", lambda: shutil.copyfile(path, folder / "x"), both),
+        ("feature file onto the device", lambda: put_on_device(open_feature_file(path)), both),
+        ("shards onto the device", lambda: put_on_device(open_tfds_folder(shards)), both),
         ("feature file: read and checked", lambda: load_feature_file(path), both),
         ("shards: read in order and checked", lambda: open_tfds_folder(shards).loaded(), both),
         (f"shards: random batches of {batch_size}", read_batches, one),
         ("the same by the decoder of TFDS, unchecked", read_by_tfds, one),
         ("the same ahead of the demand, in threads", stream, one),
-        ("feature file to shards", make_prepare(path, folder), both),
+        *((name, make_prepare(source, folder), units) for name, source, units in sources),
     )
     measured = [
         side_by_side.Subject(name, lambda run=run: run, units=units) for name, run, units in reads
@@ -148,7 +214,7 @@ def main() -> None:
     """Measures and prints."""
     with side_by_side.session(None), tempfile.TemporaryDirectory() as folder:
         results = side_by_side.measure(
-            subjects(pathlib.Path(folder), _ROWS.value, _BATCH_SIZE.value)
+            subjects(pathlib.Path(folder), _ROWS.value, _CLIPS.value, _BATCH_SIZE.value)
         )
         table = side_by_side.Table(
             (f"{_ROWS.value:,} rows of {_ROW_BYTES:,} bytes", -43),

@@ -61,21 +61,21 @@ class DatasetSummary(NamedTuple):
         splits = (self.train, self.test)
 
         def counts(name: str, count) -> str:
-            return f"{name:16}" + "".join(f"{count(split):>26,}" for split in splits)
+            return f"{name:22}" + "".join(f"{count(split):>26,}" for split in splits)
 
         def ranges(name: str) -> str:
             cells = [
-                f"{of.smallest:.3g} … {of.mean:.3g} … {of.largest:.3g}"
+                f"{of.smallest:.3g} / {of.mean:.3g} / {of.largest:.3g}"
                 for of in (getattr(split, name) for split in splits)
             ]
-            return f"{name + ' values':16}" + "".join(f"{cell:>26}" for cell in cells)
+            return f"{name + ' min/mean/max':22}" + "".join(f"{cell:>26}" for cell in cells)
 
         lines = [
-            f"{'':16}{'train':>26}{'test':>26}",
+            f"{'':22}{'train':>26}{'test':>26}",
             counts("rows", lambda split: split.rows),
             counts("classes", lambda split: np.count_nonzero(split.class_rows)),
             counts("duplicate rows", lambda split: split.duplicates),
-            f"{'shared rows':16}{'':26}{self.shared_rows:>26,}",
+            f"{'shared rows':22}{'':26}{self.shared_rows:>26,}",
             ranges("audio"),
             ranges("visual"),
         ]

@@ -185,5 +185,5 @@ def test_a_summary_counts_what_is_there():
         ["duplicate", "rows", "1", "0"],
         ["shared", "rows", "1"],
     ]
-    assert ["audio", "values", "0", "…", "2", "…", "5", "-7", "…", "1.33", "…", "9"] in lines
+    assert ["audio", "min/mean/max", "0", "/", "2", "/", "5", "-7", "/", "1.33", "/", "9"] in lines
     assert lines[-2] == ["b", "2", "1"]
