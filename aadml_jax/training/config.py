@@ -78,7 +78,9 @@ class TrainConfig:
         None, "HDF5 feature file for --dataset=features", resumable=True, per_process=True
     )
     multi_label: bool = _setting(
-        False, "rows of the label matrix may have several ones; for --dataset=features"
+        False,
+        "rows of the label matrix may have several ones; for --dataset=features",
+        resumable=True,
     )
     input: str = _setting(
         "device",
