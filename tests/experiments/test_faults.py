@@ -96,12 +96,10 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(flags, undisturbed, tmp_path, 
     assert_same_end(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "num_kills", [2, pytest.param(NUM_KILLS, marks=pytest.mark.full, id="many")]
-)
-def test_kills_while_a_checkpoint_is_written(flags, undisturbed, tmp_path, num_kills):
+@pytest.mark.full
+def test_kills_while_a_checkpoint_is_written(flags, undisturbed, tmp_path):
     folder, lines = tmp_path / "0", 0
-    for number in range(num_kills):
+    for number in range(NUM_KILLS):
         process = start("train", f"--workdir={folder}", *flags)
         # One epoch further each time.
         wait_until(process, functools.partial(has_lines, folder, lines + 1))
@@ -109,7 +107,7 @@ def test_kills_while_a_checkpoint_is_written(flags, undisturbed, tmp_path, num_k
         process.kill()
         process.communicate()
         lines = num_lines(folder)
-        if lines > 8 or number == num_kills - 1:
+        if lines > 8 or number == NUM_KILLS - 1:
             train(folder, flags)
             assert_same_end(folder, undisturbed)
             folder, lines = tmp_path / str(number + 1), 0
@@ -137,6 +135,7 @@ def test_kills_at_random_moments(flags, tmp_path, rows):
     assert_same_end(tmp_path / "killed", tmp_path / "undisturbed")
 
 
+@pytest.mark.full
 def test_a_disk_that_fills_up_costs_nothing_that_was_saved(flags, tmp_path):
     # A limit on the size of files stands in for the full disk; the log is the file that grows.
     flags = (*flags, "--epochs=80", "--eval_every=40", "--checkpoint_every=10", "--hidden_sizes=4")

@@ -122,6 +122,7 @@ def test_two_processes_train_what_one_trains(two_processes, small, tmp_path):
     assert [line for line in silent.splitlines() if not line.startswith("[Gloo]")] == []
 
 
+@pytest.mark.full
 def test_a_killed_process_ends_the_others_and_the_rerun_resumes_exactly(
     two_processes, small, tmp_path
 ):
