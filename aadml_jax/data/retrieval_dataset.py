@@ -52,7 +52,8 @@ class RetrievalDataset:
       UserError: There are fewer than two classes, the splits differ in their numbers of features
         or in the kind of their labels, a label is C or above, multi-hot labels don't have C
         columns, or a class number is absent from training.
-      ValueError: The posteriors have another shape than [len(test), C].
+      ValueError: The posteriors have another shape than [len(test), C], or there are names, but not
+        of each class.
     """
 
     name: str
@@ -103,6 +104,10 @@ class RetrievalDataset:
                     f"test_posteriors of {self.name} must have shape {expected}, "
                     f"got {np.shape(posteriors)}"
                 )
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"{self.name} has {self.num_classes} classes, got {len(self.class_names)} names"
+            )
 
     @property
     def audio_dim(self) -> int:

@@ -1,7 +1,14 @@
 """Shards: a writing that stops goes on where it was, and only with the same data."""
 
+import contextlib
 import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -14,6 +21,7 @@ from aadml_jax.data.tfds_builders import write_tfds_folder
 from aadml_jax.data.tfds_folders import open_tfds_folder
 from aadml_jax.errors import UserError
 
+HERE = pathlib.Path(__file__).parent
 RNG = np.random.default_rng(5)
 AUDIO_DIM, VISUAL_DIM = 3, 7
 ROW_BYTES = 4 * (AUDIO_DIM + VISUAL_DIM)
@@ -161,6 +169,53 @@ def test_the_writing_of_a_feature_file_goes_on(tmp_path, small_shards):
     assert train.rows_read == []
     assert open_feature_file(path).fingerprint() == dataset.fingerprint()
     assert [path.name for path in tmp_path.iterdir()] == ["made.h5"]
+
+
+def test_the_names_of_classes_are_kept(tmp_path):
+    names = ("rain", "Zug", "à")
+    dataset = dataclasses.replace(sources()[2], class_names=names)
+    path, _ = write_feature_file(dataset, tmp_path / "made.h5")
+    with h5py.File(path) as file:
+        assert tuple(file.attrs["class_names"]) == names
+    folder, summary = write_tfds_folder(dataset, tmp_path)
+    assert tuple(tfds.builder_from_directory(folder).info.features["label"].names) == names
+    assert "Zug " in summary.table(names)
+    with pytest.raises(ValueError, match="3 classes, got 2 names"):
+        dataclasses.replace(dataset, class_names=names[:2])
+
+
+@pytest.mark.full
+def test_a_writing_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path):
+    code = (
+        "import sys, time, numpy as np, aadml_jax.data.shards as shards\n"
+        "from test_shards import Source, sources\n"
+        "from aadml_jax.data.tfds_builders import write_tfds_folder\n"
+        "shards._SHARD_BYTES = 400\n"
+        "read = Source.read\n"
+        "Source.read = lambda *rows: (time.sleep(0.02), read(*rows))[1]\n"
+        "print('begins', flush=True)\n"
+        "write_tfds_folder(sources(500, 200)[2], sys.argv[1])\n"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(HERE)])}
+    random, counts = np.random.default_rng(0), []
+    folder = tmp_path / "made" / "1.0.0"
+    while not folder.exists():
+        with subprocess.Popen(
+            [*command, str(tmp_path)], env=environment, stdout=subprocess.PIPE
+        ) as process:
+            process.stdout.readline()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=random.uniform(0.05, 0.6))
+            process.kill()
+        assert process.returncode in (0, -signal.SIGKILL)
+        staged = (tmp_path / "made" / "partial-1.0.0").glob("*-of-?????")
+        counts.append(len(list(staged)))
+    # Every attempt but the last, which cleared up, went on from what the one before had left.
+    assert len(counts) > 3 and counts[:-1] == sorted(counts[:-1]) and counts[0] < counts[-2]
+    opened = open_tfds_folder(folder)
+    assert opened.fingerprint() == sources(500, 200)[2].fingerprint()
+    assert dataclasses.replace(opened, prepared=None).fingerprint() == opened.fingerprint()
 
 
 def test_a_summary_counts_what_is_there():
