@@ -21,12 +21,25 @@ def written_as_a_whole(path: pathlib.Path, mode: str = "w") -> Iterator[IO]:
     try:
         with open(temporary, mode) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    publish(temporary, path)
+
+
+def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    """Gives a complete file its name, once its content is on the disk."""
+    _sync(temporary)
     os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def require_readable_file(path: pathlib.Path, kind: str) -> os.stat_result:
@@ -69,21 +82,30 @@ def read_at_most(file: IO[bytes], size: int) -> bytearray:
 
 
 @contextlib.contextmanager
-def held_lock(path: pathlib.Path, what: str) -> Iterator[None]:
+def held_lock(
+    path: pathlib.Path, what: str, remedy: str = "choose another folder"
+) -> Iterator[IO[str]]:
     """Keeps other processes from doing the same; a killed holder lets go.
 
     Args:
       path: Of the lock file, made if need be.
       what: Beginning of the message, such as "FOLDER is".
+      remedy: Its end.
+
+    Returns:
+      The lock file, for use within the context.
 
     Raises:
-      UserError: Another process holds it.
+      UserError: Another process holds it, or the file system knows no locks.
+      OSError: The file can't be made.
     """
-    with open(path, "a") as lock:
+    with open(path, "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            raise UserError(f"{what} in use by another process; wait for it, or {remedy}") from None
+        except OSError as error:
             raise UserError(
-                f"{what} being written by another process; wait for it, or choose another folder"
+                f"{what} on a file system that cannot lock files ({error.strerror}); {remedy}"
             ) from None
-        yield
+        yield lock

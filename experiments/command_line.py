@@ -172,6 +172,18 @@ def join_processes(config: Any) -> None:
         ) from error
 
 
+def warn_of_shared_rows(num_shared: int, num_test: int) -> None:
+    """Says on stderr that test rows have the features of training rows, if any do."""
+    if num_shared:
+        print(
+            f"warning: {num_shared} of the {num_test} test rows have the features of a training "
+            "row: MAP on them is not a measure of generalisation; remove them from one of the "
+            "splits",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def write_output(path: str, text: str) -> None:
     """Writes a file that the user asked for.
 

@@ -7,6 +7,7 @@ the folder. Nothing in the folder is changed.
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 from absl import flags
@@ -69,6 +70,12 @@ def main() -> None:
             _FEATURES_FILE.value, multi_label=recorded_data(stored)["multi_label"]
         )
     config, state, progress = restore_for_evaluation(workdir, stored, _WHICH.value)
+    if _FEATURES_FILE.value is not None and config.fold is not None:
+        print(
+            f"warning: the run was trained on folds of its data other than fold {config.fold}; the "
+            f"test rows of {_FEATURES_FILE.value} may be among its training rows",
+            file=sys.stderr,
+        )
 
     model = build_model(config, recorded_data(stored)["num_classes"])
     report = evaluate(

@@ -10,15 +10,21 @@ Run again after an interruption, it goes on where it was.
 import dataclasses
 import glob
 import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 from absl import flags
 
-from aadml_jax.data import DATASETS, RetrievalDataset, open_dataset
-from aadml_jax.data.catalog import TFDS_PREFIX, dataset_spec
+from aadml_jax.data import DATASETS, DatasetSpec, RetrievalDataset, open_dataset
+from aadml_jax.data.catalog import TFDS_PREFIX
+from aadml_jax.data.feature_writing import require_absent, write_feature_file
 from aadml_jax.errors import UserError
 from experiments import command_line
 
 _CLIPS, _VIDEO_RECORDS = "clips", "video_records"
+# Missing clips that are named.
+_LISTED = 5
 
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -46,7 +52,10 @@ _TRAIN_RECORDS = flags.DEFINE_list(
 )
 _TEST_RECORDS = flags.DEFINE_list("test_records", None, "TFRecord files of the test rows")
 _NUM_CLASSES = flags.DEFINE_integer(
-    "num_classes", None, "size of the vocabulary of --train_records; default as many as occur"
+    "num_classes",
+    None,
+    "size of the vocabulary of --train_records; default as many as occur",
+    lower_bound=1,
 )
 _MULTI_LABEL = flags.DEFINE_bool(
     "multi_label", False, "clips may have several classes; for features and clips"
@@ -57,18 +66,34 @@ _OUTPUT = flags.DEFINE_string(
 _NAME = flags.DEFINE_string(
     "name", None, "name of the data set among the shards; default that of --dataset, or of the file"
 )
-# Which data sets a flag is for, beside those that `open_dataset` knows of.
+# Which data sets a flag is for; those of the catalogue see to the others themselves.
 _SOURCES_OF_FLAG = {
     "clip_list": (_CLIPS,),
     "allow_missing": (_CLIPS,),
     "train_records": (_VIDEO_RECORDS,),
     "test_records": (_VIDEO_RECORDS,),
     "num_classes": (_VIDEO_RECORDS,),
+    "features_file": ("features",),
+    "multi_label": ("features", _CLIPS),
 }
 
 
-def open_source() -> RetrievalDataset:
-    """The data that the flags name."""
+class Source(NamedTuple):
+    """What to write.
+
+    Attributes:
+      dataset: The rows.
+      spec: What the catalogue knows of them.
+      missing: Ids of clips that were to be there, by their split.
+    """
+
+    dataset: RetrievalDataset
+    spec: DatasetSpec | None = None
+    missing: Mapping[str, Sequence[str]] = MappingProxyType({"train": (), "test": ()})
+
+
+def open_source() -> Source:
+    """Opens the data that the flags name."""
     name = _DATASET.value
     for flag, sources in _SOURCES_OF_FLAG.items():
         if flags.FLAGS[flag].present and name not in sources:
@@ -84,30 +109,32 @@ def open_source() -> RetrievalDataset:
             multi_label=_MULTI_LABEL.value,
             allow_missing=_ALLOW_MISSING.value,
         )
-        if missing:
-            print(f"{len(missing)} listed clips have no feature files and are left out")
-        return dataset
+        return Source(dataset, missing=missing)
     if name == _VIDEO_RECORDS:
+        if _DATA_DIR.value is not None:
+            raise UserError(f"--dataset={name} does not use --data_dir; leave the flag out")
         from aadml_jax.data.tfrecords import open_video_records
 
-        return open_video_records(
+        dataset = open_video_records(
             _files(_TRAIN_RECORDS, "train"),
             _files(_TEST_RECORDS, "test"),
             name=name,
             num_classes=_NUM_CLASSES.value,
         )
-    if not name.startswith(TFDS_PREFIX) and dataset_spec(name).is_built:
+        return Source(dataset)
+    if name in DATASETS and DATASETS[name].is_built:
         from aadml_jax.data.tfds_builders import fetch_av_digits
 
-        is_file = _writes_file()
-        folder = os.path.dirname(_OUTPUT.value) if is_file else _OUTPUT.value
-        return fetch_av_digits(os.path.join(folder, "downloads"), _DATA_DIR.value)
-    return open_dataset(
+        folder = os.path.dirname(_OUTPUT.value) if _writes_file() else _OUTPUT.value
+        dataset = fetch_av_digits(os.path.join(folder, "downloads"), _DATA_DIR.value)
+        return Source(dataset, DATASETS[name])
+    dataset = open_dataset(
         name,
         data_dir=_DATA_DIR.value,
         features_file=_FEATURES_FILE.value,
         multi_label=_MULTI_LABEL.value,
     )
+    return Source(dataset, DATASETS.get(name.removeprefix(TFDS_PREFIX)))
 
 
 def _files(flag: flags.FlagHolder, split: str) -> list[str]:
@@ -129,31 +156,48 @@ def _writes_file() -> bool:
     return _OUTPUT.value.endswith((".h5", ".hdf5"))
 
 
+def require_room() -> None:
+    """Checks before anything is read that the output is not there yet, where its name is known."""
+    if _writes_file():
+        require_absent(_OUTPUT.value)
+    elif _NAME.value or _DATASET.value in (*DATASETS, _VIDEO_RECORDS):
+        name = _NAME.value or _DATASET.value
+        if name != "features":
+            from aadml_jax.data.tfds_builders import require_no_folder  # TFDS is slow to import
+
+            require_no_folder(name, _OUTPUT.value)
+
+
 def main() -> None:
     """Wires source and writer together."""
     if _OUTPUT.value is None:
         raise UserError(
             "--output is needed: a folder of data sets, in which to write this one, or FILE.h5"
         )
-    dataset = open_source()
+    require_room()
+    dataset, spec, missing = open_source()
     if _NAME.value is not None:
         dataset = dataclasses.replace(dataset, name=_NAME.value)
     if _writes_file():
-        from aadml_jax.data.feature_writing import write_feature_file
-
         path, summary = write_feature_file(dataset, _OUTPUT.value)
         flag = " --multi_label" if dataset.is_multi_label else ""
         advice = f"python -m experiments.train --dataset=features --features_file={path}{flag}"
     else:
-        from aadml_jax.data.tfds_builders import write_tfds_folder  # TFDS is slow to import
+        from aadml_jax.data.tfds_builders import write_tfds_folder
 
-        path, summary = write_tfds_folder(dataset, _OUTPUT.value)
+        path, summary = write_tfds_folder(dataset, _OUTPUT.value, spec=spec)
         advice = (
             f"python -m experiments.train --dataset={TFDS_PREFIX}{dataset.name} "
             f"--data_dir={_OUTPUT.value}\n"
             "and, for rows that are read while training goes on, --input=stream"
         )
-    print(f"{summary.table(dataset.class_names)}\n\nwritten to {path}; train on it with\n{advice}")
+    print(summary.table(dataset.class_names, tuple(map(len, missing.values()))))
+    for split, ids in missing.items():
+        if ids:
+            more = ", …" if len(ids) > _LISTED else ""
+            print(f"missing {split} clips: {', '.join(ids[:_LISTED])}{more}")
+    print(f"\nwritten to {path}; train on it with\n{advice}")
+    command_line.warn_of_shared_rows(summary.shared_rows, summary.test.rows)
 
 
 if __name__ == "__main__":

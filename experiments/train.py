@@ -63,14 +63,7 @@ def main() -> int:
                 f"{config.batch_size}, on {placement}; run folder {folder.path}",
                 flush=True,
             )
-            if num_shared := data.description["shared_rows"]:
-                print(
-                    f"warning: {num_shared} of the {len(dataset.test)} test rows have the features "
-                    "of a training row: MAP on them is not a measure of generalisation; remove "
-                    "them from one of the splits",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            command_line.warn_of_shared_rows(data.description["shared_rows"], len(dataset.test))
         try:
             result = run_training(config, data, folder, placement)
         except (Interrupted, TrainingDiverged) as stop:

@@ -164,13 +164,13 @@ DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
             file_names=AV_DIGITS_FILES,
             default_epochs=60,
             obtain="The files are the archive of tag v1.0.10 of "
-            "github.com/Jakobovski/free-spoken-digit-dataset, and the test images of MNIST and "
-            "their labels.",
+            "https://github.com/Jakobovski/free-spoken-digit-dataset, and the test images of MNIST "
+            "and their labels, from https://storage.googleapis.com/cvdf-datasets/mnist/.",
             dims=(128, 784),
             class_names=tuple(map(str, range(10))),
             homepage="https://github.com/Jakobovski/free-spoken-digit-dataset",
             citation=_AV_DIGITS_CITATION,
-            license="Recordings: CC BY-SA 4.0",
+            license="Recordings: CC BY-SA 4.0. Images: CC BY-SA 3.0, as Keras's documentation says",
             is_built=True,
         ),
         "features": DatasetSpec(

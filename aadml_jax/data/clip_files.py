@@ -38,11 +38,11 @@ class ClipFiles(NamedTuple):
 
     Attributes:
       dataset: The clips that have features.
-      missing: Ids of those that have none.
+      missing: Ids of those that have none, by their split.
     """
 
     dataset: RetrievalDataset
-    missing: tuple[str, ...]
+    missing: dict[str, tuple[str, ...]]
 
 
 class _Clip(NamedTuple):
@@ -78,27 +78,30 @@ def open_clip_files(
     clip_list = pathlib.Path(os.path.expanduser(clip_list)).absolute()
     folder = clip_list.parent if folder is None else pathlib.Path(os.path.expanduser(folder))
     folder = folder.absolute()
-    clips = list(_read_list(clip_list))
-    files = [_files_of(folder, clip.clip_id) for clip in clips]
-    missing = tuple(clip.clip_id for clip, paths in zip(clips, files, strict=True) if paths is None)
-    if missing and not allow_missing:
-        listed = ", ".join(missing[:_LISTED]) + (", …" if len(missing) > _LISTED else "")
+    listed = list(_read_list(clip_list))
+    files_of = {clip.clip_id: _files_of(folder, clip.clip_id) for clip in listed}
+    missing = {
+        split: tuple(c.clip_id for c in listed if c.split == split and not files_of[c.clip_id])
+        for split in _SPLITS
+    }
+    clips = [clip for clip in listed if files_of[clip.clip_id]]
+    if len(clips) < len(listed) and not allow_missing:
+        ids = [clip_id for of_split in missing.values() for clip_id in of_split]
         raise UserError(
-            f"{folder} holds no features of {len(missing)} of the {len(clips)} clips in "
-            f"{clip_list} ({listed}); add ID.npz, or audio/ID.npy and visual/ID.npy, or leave "
-            "those clips out by --allow_missing"
+            f"{folder} holds no features of {len(ids)} of the {len(listed)} clips in {clip_list} "
+            f"({', '.join(ids[:_LISTED])}{', …' * (len(ids) > _LISTED)}); add ID.npz, or "
+            "audio/ID.npy and visual/ID.npy, or leave those clips out by --allow_missing"
         )
-    labels, num_classes, class_names = _as_class_labels(clips, clip_list, multi_label)
-    there = np.array([paths is not None for paths in files])
-    if not there.any():
+    if not clips:
         raise UserError(
             f"{folder} holds no features of the clips in {clip_list}; give their folder"
         )
-    first = next(paths for paths in files if paths is not None)
-    dims = tuple(vector.shape[-1] for vector in _read_clip(first))
+    labels, num_classes, class_names = _as_class_labels(clips, clip_list, multi_label)
+    files = [files_of[clip.clip_id] for clip in clips]
+    dims = tuple(len(vector) for vector in _read_clip(files[0]))
     splits = {}
     for split in _SPLITS:
-        rows = np.flatnonzero(there & [clip.split == split for clip in clips])
+        rows = np.array([row for row, clip in enumerate(clips) if clip.split == split], np.int64)
         if not len(rows):
             raise UserError(f"{clip_list} leaves no {split} rows; mark some clips as {split}")
         splits[split] = StoredFeatures(
@@ -109,6 +112,12 @@ def open_clip_files(
             rows=rows,
             name=f"{split} split of {clip_list}",
         )
+    for number, name in enumerate(class_names):
+        if not multi_label and number not in splits["train"].labels:
+            raise UserError(
+                f"{clip_list}: no training clip has the label {name!r}; add such clips, or leave "
+                "out those of the test split"
+            )
     return ClipFiles(
         RetrievalDataset(
             name=re.sub(r"[^a-z0-9_]", "_", clip_list.stem.lower()),
@@ -117,7 +126,7 @@ def open_clip_files(
             source=f"{clip_list}, {folder}",
             source_files=(
                 str(clip_list),
-                *(str(path) for paths in files if paths is not None for path in paths),
+                *(str(path) for paths in files for path in paths),
             ),
             **splits,
         ),
@@ -164,8 +173,11 @@ def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
                 if split not in _SPLITS:
                     raise UserError(f"{where}: the split {split!r} must be {' or '.join(_SPLITS)}")
                 labels = tuple(part.strip() for part in label.split(";"))
-                if "" in labels:
-                    raise UserError(f"{where}: the label {label!r} is incomplete; name its class")
+                if "" in labels or not label.isprintable():
+                    raise UserError(
+                        f"{where}: the label {label!r} names no class; write names on one line, "
+                        "semicolons between them"
+                    )
                 yield _Clip(clip_id, labels, split, reader.line_num)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({one_line(error)}); save it as such") from error
@@ -263,7 +275,7 @@ def _read_clip(paths: tuple[pathlib.Path, ...]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _read_rows(
-    files: Sequence[tuple[pathlib.Path, ...] | None], dims: tuple[int, int], rows: np.ndarray
+    files: Sequence[tuple[pathlib.Path, ...]], dims: tuple[int, int], rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of some clips, float32 [K, Da] and [K, Dv]."""
     features = tuple(np.empty((len(rows), dim), np.float32) for dim in dims)

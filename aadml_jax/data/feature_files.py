@@ -23,6 +23,7 @@ import numpy as np
 from aadml_jax.data.feature_labels import (
     StoredLabels,
     class_numbering,
+    read_class_names,
     read_labels,
     read_training_mask,
 )
@@ -89,7 +90,8 @@ def open_feature_file(
             splits, stored_labels = _open_table(file, path, multi_label)
         else:
             splits, stored_labels = _open_six_keys(file, path, multi_label)
-    first_class, num_classes = class_numbering(stored_labels, num_classes)
+        first_class, num_classes = class_numbering(stored_labels, num_classes)
+        class_names = read_class_names(file, path, num_classes)
     if not multi_label:
         require_every_class(
             splits[0].labels, num_classes, what=stored_labels[0].what, first_class=first_class
@@ -111,6 +113,7 @@ def open_feature_file(
         test=test,
         num_classes=num_classes,
         source=str(path),
+        class_names=class_names,
         source_files=(str(path),),
     )
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from aadml_jax.data.hdf5 import read_rows
+from aadml_jax.data.hdf5 import array_of, read_rows
 from aadml_jax.data.validation import (
     class_numbers,
     multi_hot_labels,
@@ -14,6 +14,7 @@ from aadml_jax.data.validation import (
 )
 from aadml_jax.errors import UserError
 
+CLASS_NAMES_KEY = "class_names"
 _TRAINING_MARK = "1"
 # Values of a wrong row that a message shows.
 _LISTED_VALUES = 12
@@ -115,6 +116,21 @@ def _mark(value: bytes | str | float) -> str:
     if isinstance(value, str):
         return value.strip()
     return f"{float(value):g}"
+
+
+def read_class_names(file: h5py.File, path: pathlib.Path, num_classes: int) -> tuple[str, ...]:
+    """The names of classes, empty if the file has none."""
+    if CLASS_NAMES_KEY not in file:
+        return ()
+    what = f"{path}: {CLASS_NAMES_KEY}"
+    array = array_of(file, path, CLASS_NAMES_KEY, expected="it names the classes")
+    if h5py.check_string_dtype(array.dtype) is None or array.shape != (num_classes,):
+        raise UserError(
+            f"{what} has shape {array.shape} and dtype {array.dtype}; store a text for each of the "
+            f"{num_classes} classes, or leave it out"
+        )
+    values = read_rows(array, slice(0, num_classes), what)
+    return tuple(value.decode(errors="replace") for value in values)
 
 
 def class_numbering(stored: tuple[StoredLabels, ...], num_classes: int | None) -> tuple[int, int]:

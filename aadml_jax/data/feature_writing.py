@@ -7,10 +7,12 @@ import shutil
 import h5py
 import numpy as np
 
-from aadml_jax._files import held_lock
+from aadml_jax._files import held_lock, publish
+from aadml_jax.data.feature_labels import CLASS_NAMES_KEY
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
-from aadml_jax.data.shards import SPLITS, opened_again, write_shards
-from aadml_jax.data.summary import DatasetSummary, summarize
+from aadml_jax.data.shards import SPLITS
+from aadml_jax.data.staging import stage
+from aadml_jax.data.summary import DatasetSummary
 from aadml_jax.errors import UserError
 
 
@@ -24,7 +26,7 @@ def write_feature_file(
 
     Args:
       dataset: What to write. Labels of a multi-label set become rows of 0 and 1, others class
-        numbers from 0. Names of classes, where they are known, are kept as the attribute
+        numbers from 0. Names of classes, where they are known, stand under the key
         `class_names`.
       path: Of the file; `~` is expanded.
 
@@ -36,16 +38,15 @@ def write_feature_file(
     """
     path = pathlib.Path(os.path.expanduser(path)).absolute()
     staging, lock = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "lock"))
-    _require_absent(path)
+    require_absent(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with held_lock(lock, f"{path} is"):
-            _require_absent(path)  # another process may just have written it
-            on_disk = opened_again(dataset, write_shards(dataset, staging, path.stem))
-            summary = summarize(on_disk)
+            require_absent(path)  # another process may just have written it
+            _, staged, summary = stage(dataset, staging, path.stem)
             temporary = staging / path.name
-            _write(on_disk, temporary)
-            os.replace(temporary, path)
+            _write(staged, temporary)
+            publish(temporary, path)
             shutil.rmtree(staging)
             lock.unlink()
     except OSError as error:
@@ -56,7 +57,13 @@ def write_feature_file(
     return path, summary
 
 
-def _require_absent(path: pathlib.Path) -> None:
+def require_absent(path: str | os.PathLike[str]) -> None:
+    """Checks that nothing stands where a feature file is to be written.
+
+    Raises:
+      UserError: Something does.
+    """
+    path = os.path.abspath(os.path.expanduser(path))
     if os.path.lexists(path):
         raise UserError(f"{path} exists already; remove it or choose another file")
 
@@ -64,7 +71,7 @@ def _require_absent(path: pathlib.Path) -> None:
 def _write(dataset: RetrievalDataset, path: pathlib.Path) -> None:
     with h5py.File(path, "w") as file:
         if dataset.class_names:
-            file.attrs["class_names"] = dataset.class_names
+            file[CLASS_NAMES_KEY] = list(dataset.class_names)
         for name, split in zip(SPLITS, (dataset.train, dataset.test), strict=True):
             labels = split.labels
             file[f"lab_{name}"] = labels.astype(np.uint8 if labels.ndim == 2 else np.int64)

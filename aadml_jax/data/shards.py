@@ -5,17 +5,14 @@ A record is one clip in the format of TensorFlow Datasets (the Example protobuf)
 classes. Records stand in the order of the rows. They are not compressed: feature vectors shrink
 little, and compressing them takes eight times as long as writing them.
 
-Writing goes on where it was left off: a shard appears under its name once it is complete.
+A shard appears under its name once it is complete, so that writing can go on where it stopped.
 """
 
-import contextlib
-import dataclasses
 import functools
-import hashlib
-import json
+import itertools
+import math
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -25,9 +22,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from aadml_jax._files import require_readable_file, written_as_a_whole
+from aadml_jax._files import publish
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
-from aadml_jax.data.retrieval_dataset import RetrievalDataset
 from aadml_jax.errors import UserError, one_line
 
 SPLITS = ("train", "test")
@@ -36,7 +32,6 @@ SPLITS = ("train", "test")
 _SHARD_BYTES = 64 * 2**20
 # Groups of one record are what makes reading in any order fast.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
-_IDENTITY_FILE = "source.json"
 
 
 class WrittenSplit(NamedTuple):
@@ -45,7 +40,7 @@ class WrittenSplit(NamedTuple):
     Attributes:
       paths: Of the files, in order.
       lengths: Rows of each.
-      num_bytes: Of the records of all.
+      num_bytes: Of all files.
     """
 
     paths: tuple[pathlib.Path, ...]
@@ -53,34 +48,34 @@ class WrittenSplit(NamedTuple):
     num_bytes: int
 
 
-def write_shards(
-    dataset: RetrievalDataset, folder: pathlib.Path, name: str
-) -> dict[str, WrittenSplit]:
-    """Writes both splits into a folder, or what is missing of them there.
+def write_split(
+    features: PairedFeatures | StoredFeatures, folder: pathlib.Path, name: str
+) -> WrittenSplit:
+    """Writes the shards of a split, or those that are not complete in the folder.
 
     Args:
-      dataset: What to write; rows are read block by block.
-      folder: Made if need be. Shards in it that were written from the same data stay; if it was
-        begun with other data, it is emptied first.
+      features: What to write; rows are read block by block.
+      folder: That exists, with no shards of other rows in it.
       name: First part of the file names.
-
-    Returns:
-      The shards of each split by its name.
 
     Raises:
       UserError: Rows can't be read.
       OSError: A file can't be written.
     """
-    identity = json.dumps({"name": name, "data": _identity(dataset)})
-    with contextlib.suppress(FileNotFoundError):
-        if (folder / _IDENTITY_FILE).read_bytes() != identity.encode():
-            shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with written_as_a_whole(folder / _IDENTITY_FILE) as file:
-        file.write(identity)
-    return {
-        split: _write_split(getattr(dataset, split), folder, f"{name}-{split}") for split in SPLITS
-    }
+    row_bytes = 4 * (features.audio_dim + features.visual_dim)
+    count = min(len(features), math.ceil(len(features) * row_bytes / _SHARD_BYTES))
+    ends = [round(len(features) * number / count) for number in range(1, count + 1)]
+    lengths = tuple(end - start for start, end in itertools.pairwise([0, *ends]))
+    paths = tuple(
+        folder / f"{name}.array_record-{number:05d}-of-{count:05d}" for number in range(count)
+    )
+    with tqdm(total=len(features), desc=features.name, unit="row", disable=None) as progress:
+        for path, length, end in zip(paths, lengths, ends, strict=True):
+            if _is_complete(path, length):
+                progress.update(length)
+            else:
+                _write_shard(features.select(slice(end - length, end)), path, progress)
+    return WrittenSplit(paths, lengths, sum(path.stat().st_size for path in paths))
 
 
 def open_shards(
@@ -122,45 +117,11 @@ def open_shards(
     )
 
 
-def opened_again(dataset: RetrievalDataset, written: dict[str, WrittenSplit]) -> RetrievalDataset:
-    """A data set, its rows read from the shards to which they were written.
-
-    Raises:
-      UserError: See `open_shards`.
-    """
-    train, test = (
-        open_shards(
-            written[split].paths,
-            labels=getattr(dataset, split).labels,
-            audio_dim=dataset.audio_dim,
-            visual_dim=dataset.visual_dim,
-            what=f"{split} split of {written[split].paths[0].parent}",
-        )
-        for split in SPLITS
-    )
-    return dataclasses.replace(dataset, train=train, test=test, prepared=None)
-
-
-def _write_split(
-    features: PairedFeatures | StoredFeatures, folder: pathlib.Path, name: str
-) -> WrittenSplit:
-    row_bytes = 4 * (features.audio_dim + features.visual_dim)
-    count = min(len(features), max(1, round(len(features) * row_bytes / _SHARD_BYTES)))
-    ends = [round(len(features) * number / count) for number in range(1, count + 1)]
-    starts = [0, *ends[:-1]]
-    paths = tuple(
-        folder / f"{name}.array_record-{number:05d}-of-{count:05d}" for number in range(count)
-    )
-    num_bytes = 0
-    with tqdm(total=len(features), desc=features.name, unit="row", disable=None) as progress:
-        for path, start, end in zip(paths, starts, ends, strict=True):
-            if not path.exists():
-                _write_shard(features.select(slice(start, end)), path, progress)
-            else:
-                progress.update(end - start)
-            num_bytes += path.stat().st_size
-    lengths = tuple(end - start for start, end in zip(starts, ends, strict=True))
-    return WrittenSplit(paths, lengths, num_bytes)
+def _is_complete(path: pathlib.Path, length: int) -> bool:
+    try:
+        return path.exists() and len(ArrayRecordDataSource([os.fspath(path)])) == length
+    except Exception:  # array_record raises errors of its own
+        return False
 
 
 def _write_shard(
@@ -175,8 +136,7 @@ def _write_shard(
             progress.update(len(block))
     finally:
         writer.close()
-    _sync(partial)
-    os.replace(partial, path)
+    publish(partial, path)
 
 
 def _records(features: PairedFeatures) -> Iterator[bytes]:
@@ -215,35 +175,3 @@ def _read(
     except Exception as error:  # array_record and protobuf raise errors of their own
         raise UserError(f"{what} cannot be read ({one_line(error)}); write it anew") from error
     return audio, visual
-
-
-def _identity(dataset: RetrievalDataset) -> str:
-    """Tells the data apart from others without reading their features."""
-    digest = hashlib.blake2b(digest_size=16)
-    files = [(path, _stat(path)) for path in dataset.source_files]
-    facts = [
-        dataset.source,
-        dataset.num_classes,
-        dataset.audio_dim,
-        dataset.visual_dim,
-        [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files],
-    ]
-    digest.update(json.dumps(facts).encode())
-    for split in (dataset.train, dataset.test):
-        digest.update(f"{split.labels.shape}{split.labels.dtype.str}".encode())
-        digest.update(np.ascontiguousarray(split.labels))
-        if isinstance(split, PairedFeatures):
-            digest.update(split.row_digests())
-    return digest.hexdigest()
-
-
-def _stat(path: str) -> os.stat_result:
-    try:
-        return os.stat(path)
-    except OSError:  # says it in one line
-        return require_readable_file(pathlib.Path(path), "a file of the data set")
-
-
-def _sync(path: pathlib.Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -58,8 +58,9 @@ def with_train_fraction(
 ) -> RetrievalDataset:
     """Keeps the same part of the training rows of every class, for studies of scarce data.
 
-    Each class keeps its rows times the fraction, rounded, and one at least. A smaller fraction's
-    rows are among those of a larger one.
+    Each class keeps its rows times the fraction, rounded, and one at least; clips of several
+    classes are counted as one of the rarest of them. A smaller fraction's rows are among those of
+    a larger one.
 
     Args:
       dataset: Whose test rows stay.
@@ -75,7 +76,6 @@ def with_train_fraction(
         return dataset
     rows = []
     for members in _class_members(dataset.train.labels, seed):
-        # Halves are rounded up, whatever the count.
         rows.append(members[: max(1, int(np.floor(fraction * len(members) + 0.5)))])
     return dataclasses.replace(
         dataset, train=dataset.train.select(np.sort(np.concatenate(rows))), prepared=None

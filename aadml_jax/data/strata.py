@@ -4,6 +4,9 @@ import numpy as np
 
 from aadml_jax.errors import UserError
 
+# Of the copy of labels that is held at once.
+_BLOCK_BYTES = 2**24
+
 
 def representative_classes(labels: np.ndarray) -> np.ndarray:
     """One class for each clip: its own, or the rarest of several.
@@ -20,7 +23,12 @@ def representative_classes(labels: np.ndarray) -> np.ndarray:
     if labels.ndim == 1:
         return labels.astype(np.int32)
     rarest_first = np.argsort(labels.sum(axis=0), kind="stable").astype(np.int32)
-    return rarest_first[np.argmax(labels[:, rarest_first], axis=1)]
+    block_rows = max(1, _BLOCK_BYTES // labels.shape[1])
+    firsts = [
+        np.argmax(labels[start : start + block_rows, rarest_first], axis=1)
+        for start in range(0, len(labels), block_rows)
+    ]
+    return rarest_first[np.concatenate(firsts)]
 
 
 def class_balanced_rows(labels: np.ndarray, max_rows: int, *, what: str) -> np.ndarray:

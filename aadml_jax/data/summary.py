@@ -52,11 +52,12 @@ class DatasetSummary(NamedTuple):
     shared_rows: int
     fingerprint: str
 
-    def table(self, class_names: tuple[str, ...] = ()) -> str:
+    def table(self, class_names: tuple[str, ...] = (), missing: tuple[int, int] = (0, 0)) -> str:
         """The numbers as lines of text.
 
         Args:
           class_names: In label order; empty stands for the numbers.
+          missing: Rows of either split that were to be there and are not.
         """
         splits = (self.train, self.test)
 
@@ -74,6 +75,7 @@ class DatasetSummary(NamedTuple):
             f"{'':22}{'train':>26}{'test':>26}",
             counts("rows", lambda split: split.rows),
             counts("classes", lambda split: np.count_nonzero(split.class_rows)),
+            f"{'missing':22}" + "".join(f"{count:>26,}" for count in missing),
             counts("duplicate rows", lambda split: split.duplicates),
             f"{'shared rows':22}{'':26}{self.shared_rows:>26,}",
             ranges("audio"),

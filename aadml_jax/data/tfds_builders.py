@@ -31,13 +31,14 @@ from aadml_jax.data.catalog import (
     AV_DIGITS_FILES,
     AV_DIGITS_RECORDINGS,
     DATASETS,
+    DatasetSpec,
     open_dataset,
     require_prepared_name,
 )
 from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset
-from aadml_jax.data.shards import opened_again, write_shards
+from aadml_jax.data.staging import stage
 from aadml_jax.data.standardization import fit_standardization
-from aadml_jax.data.summary import DatasetSummary, summarize
+from aadml_jax.data.summary import DatasetSummary
 from aadml_jax.data.tfds_folders import VERSION, metadata_of
 from aadml_jax.errors import UserError, one_line
 
@@ -52,13 +53,21 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
 
     Attributes:
       source: The data, where they are known beforehand.
+      spec: What is known of them from the catalogue.
       summary: Of the data, once they are written.
     """
 
     VERSION = tfds.core.Version(VERSION)
 
-    def __init__(self, *, source: RetrievalDataset | None = None, **options: Any):
+    def __init__(
+        self,
+        *,
+        source: RetrievalDataset | None = None,
+        spec: DatasetSpec | None = None,
+        **options: Any,
+    ):
         self.source = source
+        self.spec = spec or DATASETS["features" if source else self.name]
         self.summary: DatasetSummary | None = None
         file_format = options.pop("file_format", None) or _FORMAT
         if getattr(file_format, "value", file_format) != _FORMAT:
@@ -70,7 +79,7 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
         raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
-        spec, source = DATASETS.get(self.name, DATASETS["features"]), self.source
+        spec, source = self.spec, self.source
         dims = spec.dims if source is None else (source.audio_dim, source.visual_dim)
         names = spec.class_names if source is None else source.class_names
         num_classes = spec.num_classes if source is None else source.num_classes
@@ -93,6 +102,24 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
             disable_shuffling=True,
         )
 
+    def download_and_prepare(self, **options: Any) -> None:
+        """Writes the data set, unless it is there; see TFDS for the options.
+
+        Raises:
+          UserError: Another process is writing it, or the data can't be read.
+        """
+        parent = self.data_path.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with held_lock(pathlib.Path(parent, ".lock"), f"{parent} is"):
+            # Whoever left such a folder is gone.
+            for leftover in parent.glob(f"incomplete.*_{self.version}"):
+                leftover.rmtree()
+            super().download_and_prepare(**options)
+            shutil.rmtree(self._staging(parent), ignore_errors=True)
+
+    def _staging(self, parent: os.PathLike[str]) -> pathlib.Path:
+        return pathlib.Path(parent, f"partial-{self.version}")
+
     def _download_and_prepare(
         self,
         dl_manager: tfds.download.DownloadManager,
@@ -106,25 +133,15 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
                     f"{dataset.source}: {name} features have {dim} columns, but {self.name} has "
                     f"{declared}; write them with python -m experiments.prepare, which takes any"
                 )
-        own_folder = pathlib.Path(self.data_dir)
-        staging = own_folder.parent / f"partial-{self.version}"
-        with held_lock(own_folder.parent / ".lock", f"{own_folder.parent} is"):
-            for leftover in own_folder.parent.glob(f"incomplete.*_{self.version}"):
-                if leftover != own_folder:
-                    shutil.rmtree(leftover)
-            written = write_shards(dataset, staging, self.name)
-            on_disk = opened_again(dataset, written)
-            self.summary = summarize(on_disk)
-            facts = PreparedFacts(
-                self.summary.fingerprint,
-                fit_standardization(on_disk.train),
-                self.summary.shared_rows,
-            )
-            self.info.metadata.update(metadata_of(dataset, facts))
-            for split in written.values():
-                for path in split.paths:
-                    os.rename(path, own_folder / path.name)
-            shutil.rmtree(staging)
+        folder = pathlib.Path(self.data_dir)  # TFDS renames it at the end
+        written, staged, self.summary = stage(dataset, self._staging(folder.parent), self.name)
+        facts = PreparedFacts(
+            self.summary.fingerprint, fit_standardization(staged.train), self.summary.shared_rows
+        )
+        self.info.metadata.update(metadata_of(dataset, facts))
+        for split in written.values():
+            for path in split.paths:
+                _linked(path, folder / path.name)
         split_infos = [
             tfds.core.SplitInfo(
                 name=name,
@@ -135,6 +152,14 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
             for name, split in written.items()
         ]
         self.info.set_splits(tfds.core.SplitDict(split_infos))
+
+
+def _linked(path: pathlib.Path, other: pathlib.Path) -> None:
+    """Gives a file a second name, so that it stays if the folder of that one is given up."""
+    try:
+        os.link(path, other)
+    except OSError:  # a file system without such names
+        os.rename(path, other)
 
 
 class _PublishedFile(FeatureBuilder, skip_registration=True):
@@ -168,26 +193,30 @@ class AvDigits(FeatureBuilder):
             manual_dir = dl_manager.manual_dir
         except AssertionError:  # there is none
             manual_dir = None
-        # The manager, which would try a missing network for minutes, does not tell its folder.
-        return fetch_av_digits(dl_manager._download_dir, manual_dir)
+        # Without a network the manager itself would try for minutes.
+        return fetch_av_digits(dl_manager.download_dir, manual_dir)
 
 
 class _Prepared(FeatureBuilder, skip_registration=True):
     """A data set that was opened elsewhere, under its own name."""
 
-    def __init__(self, source: RetrievalDataset, data_dir: pathlib.Path):
+    def __init__(self, source: RetrievalDataset, spec: DatasetSpec | None, data_dir: pathlib.Path):
         self.name = source.name
-        super().__init__(source=source, data_dir=data_dir)
+        super().__init__(source=source, spec=spec, data_dir=data_dir)
 
 
 def write_tfds_folder(
-    dataset: RetrievalDataset, data_dir: str | os.PathLike[str]
+    dataset: RetrievalDataset,
+    data_dir: str | os.PathLike[str],
+    *,
+    spec: DatasetSpec | None = None,
 ) -> tuple[pathlib.Path, DatasetSummary]:
     """Writes a data set as TFDS shards.
 
     Args:
       dataset: What to write. Stored features are read block by block.
       data_dir: Folder of data sets, made if need be; `~` is expanded.
+      spec: What the catalogue knows of these data, to be told in the folder.
 
     Returns:
       The new folder, `data_dir`/`dataset.name`/1.0.0, and what was written in numbers. The folder
@@ -196,19 +225,14 @@ def write_tfds_folder(
     Raises:
       UserError: The name does not suit TFDS, the folder exists, or it cannot be written.
     """
-    require_prepared_name(dataset.name, "set another one with --name")
-    data_dir = pathlib.Path(os.path.expanduser(data_dir)).absolute()
-    folder = data_dir / dataset.name / VERSION
-    if folder.exists():
-        raise UserError(f"{folder} exists already; remove it or choose another folder")
+    folder = require_no_folder(dataset.name, data_dir)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        builder = _Prepared(dataset, data_dir)
-        tfds.disable_progress_bar()
+        builder = _Prepared(dataset, spec, folder.parents[1])
         # TFDS tells of downloads, of which there are none.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
-        for unused in (data_dir / "downloads" / "extracted", data_dir / "downloads"):
+        downloads = folder.parents[1] / "downloads"
+        for unused in (downloads / "extracted", downloads):
             with contextlib.suppress(OSError):  # not there, or not empty and so not ours
                 unused.rmdir()
     except OSError as error:
@@ -216,7 +240,22 @@ def write_tfds_folder(
             f"{folder} cannot be written ({error.strerror or error}); make room, or choose another "
             "folder"
         ) from error
+    if builder.summary is None:  # another process was faster
+        require_no_folder(dataset.name, data_dir)
     return folder, builder.summary
+
+
+def require_no_folder(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder of a data set that is not there yet.
+
+    Raises:
+      UserError: It is there, or the name does not suit TFDS.
+    """
+    require_prepared_name(name, "set another one with --name")
+    folder = pathlib.Path(os.path.expanduser(data_dir)).absolute() / name / VERSION
+    if folder.exists():
+        raise UserError(f"{folder} exists already; remove it or choose another folder")
+    return folder
 
 
 def fetch_av_digits(
@@ -260,7 +299,6 @@ def _fetched(
             return path
     folder = pathlib.Path(os.path.expanduser(download_dir)).absolute()
     try:
-        pooch.get_logger().setLevel("ERROR")
         path = pooch.retrieve(
             url,
             known_hash=f"sha256:{info.checksum}",
@@ -270,7 +308,9 @@ def _fetched(
         )
     except Exception as error:  # of the network, of the disk, or of a checksum
         # Errors of the network are paragraphs about its layers.
-        reason = one_line(error) if isinstance(error, ValueError) else type(error).__name__
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        if isinstance(error, ValueError):  # of a checksum
+            reason = one_line(error)
         raise UserError(
             f"{info.filename} cannot be downloaded from {url} ({reason}). {by_hand}"
         ) from error

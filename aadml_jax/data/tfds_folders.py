@@ -33,8 +33,11 @@ _POSTERIORS = ("audio_test_posteriors", "visual_test_posteriors")
 
 def metadata_of(dataset: RetrievalDataset, facts: PreparedFacts) -> dict[str, Any]:
     """What a folder says of its data beside their records, as JSON can hold it."""
+    labels = [split.labels for split in (dataset.train, dataset.test)]
+    if dataset.is_multi_label:
+        labels = [np.packbits(rows, axis=1) for rows in labels]
     arrays = {
-        **dict(zip(_LABELS, (dataset.train.labels, dataset.test.labels), strict=True)),
+        **dict(zip(_LABELS, labels, strict=True)),
         **facts.standardization._asdict(),
         **dict(zip(_POSTERIORS, dataset.test_posteriors or (), strict=False)),
     }
@@ -62,7 +65,8 @@ def open_tfds_folder(
     if not (folder / "dataset_info.json").is_file():
         raise UserError(f"{folder} holds no data set; write one with python -m experiments.prepare")
     for path in folder.iterdir():
-        require_readable_file(path, "a file of the data set")
+        if not path.is_dir():
+            require_readable_file(path, "a file of the data set")
     try:
         builder = tfds.builder_from_directory(folder)
         metadata = dict(builder.info.metadata or {})
@@ -79,6 +83,15 @@ def open_tfds_folder(
         if not all(np.isfinite(values).all() for values in facts.standardization):
             raise ValueError("statistics that are not finite")
         paths = {split: builder.info.splits[split].filepaths for split in SPLITS}
+        for key in _LABELS:
+            if arrays[key].ndim == 2:
+                arrays[key] = np.unpackbits(arrays[key], axis=1, count=num_classes).astype(bool)
+        features = builder.info.features
+        label = features["labels"].feature if "labels" in features else features["label"]
+        if label.num_classes != num_classes:
+            raise ValueError(f"{num_classes} classes in one place, {label.num_classes} in another")
+        # TFDS numbers classes that have no names.
+        class_names = () if label.names == [str(n) for n in range(num_classes)] else label.names
     except KeyError as error:
         raise UserError(
             f"{folder} does not say {error}; write it anew with python -m experiments.prepare"
@@ -103,6 +116,8 @@ def open_tfds_folder(
         source=str(folder),
         test_posteriors=posteriors or None,
         prepared=facts,
+        class_names=tuple(class_names),
+        source_files=tuple(str(path) for of_split in paths.values() for path in of_split),
     )
 
 
@@ -134,7 +149,7 @@ def newest_version(data_dir: str | os.PathLike[str], name: str) -> pathlib.Path:
 def _encoded(array: np.ndarray) -> str:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    return base64.b64encode(zlib.compress(buffer.getvalue())).decode()
+    return base64.b64encode(zlib.compress(buffer.getbuffer())).decode()
 
 
 def _decoded(text: str) -> np.ndarray:

@@ -31,6 +31,7 @@ DEFAULT_BATCH_SIZE = 400
 SMOKE_BATCH_SIZE = 100
 SMOKE_TRAIN_ROWS = 300
 SMOKE_TEST_ROWS = 100
+_TRAINABLE = [name for name, spec in DATASETS.items() if not spec.is_built]
 _SMOKE_PRESET = {
     "epochs": 20,
     "eval_every": 5,
@@ -64,8 +65,8 @@ class TrainConfig:
 
     dataset: str = _setting(
         "synthetic",
-        f"data set to train on: {', '.join(DATASETS)}, or tfds:NAME for one that "
-        "experiments.prepare wrote",
+        f"data set to train on: {', '.join(_TRAINABLE)}, or tfds:NAME for one that "
+        "experiments.prepare wrote, such as tfds:av_digits",
         resumable=True,
     )
     data_dir: str | None = _setting(
@@ -112,7 +113,9 @@ class TrainConfig:
         "of 128 units, learning rate 1e-3, evaluation every 5 epochs",
     )
     epochs: int | None = _setting(
-        None, "passes over the training rows; default 400, 60 for synthetic data", resumable=True
+        None,
+        "passes over the training rows; default 400, 60 for synthetic data and av_digits",
+        resumable=True,
     )
     batch_size: int | None = _setting(
         None,
@@ -274,6 +277,8 @@ def default_workdir(config: TrainConfig) -> str:
     parts = [config.dataset.replace(":", "-")]
     if config.fold is not None:
         parts.append(f"fold{config.fold}")
+    if config.split_seed:
+        parts.append(f"split{config.split_seed}")
     if config.train_fraction < 1:
         parts.append(f"fraction{config.train_fraction:g}")
     if config.smoke:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
+from scipy import sparse
 
 from aadml_jax._arrays import Array
 from aadml_jax.data import PairedFeatures
@@ -148,13 +149,20 @@ def chance_map(labels: np.ndarray) -> float:
 def _relevant_counts(labels: np.ndarray) -> np.ndarray:
     """How many clips share a class with each clip, itself included, int [M]."""
     # Clips with equal labels have equal counts, and usually there are many of them.
-    distinct, inverse, counts = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
+    keys = labels
     if labels.ndim == 2:
-        columns = distinct.T.astype(np.float32)
-        counts = np.concatenate(
-            [
-                (distinct[start : start + _BLOCK_ROWS].astype(np.float32) @ columns > 0) @ counts
-                for start in range(0, len(distinct), _BLOCK_ROWS)
-            ]
-        )
-    return counts[inverse.reshape(-1)]
+        bits = np.packbits(labels, axis=1)
+        keys = bits.view(f"V{bits.shape[1]}")[:, 0]
+    _, first, inverse, counts = np.unique(
+        keys, return_index=True, return_inverse=True, return_counts=True
+    )
+    if labels.ndim == 2:
+        distinct = labels[first]
+        rows = sparse.csr_array(distinct.astype(np.int32))
+        blocks = []
+        for start in range(0, len(distinct), _BLOCK_ROWS):
+            shared_classes = rows[start : start + _BLOCK_ROWS] @ rows.T
+            shared_classes.data[:] = 1
+            blocks.append(shared_classes @ counts)
+        counts = np.concatenate(blocks)
+    return counts[inverse]

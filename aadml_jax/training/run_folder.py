@@ -1,6 +1,6 @@
 """The folder of a run: its lock, its JSON files and its line-by-line metric log."""
 
-import fcntl
+import contextlib
 import json
 import os
 import pathlib
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from aadml_jax._files import written_as_a_whole
+from aadml_jax._files import held_lock, written_as_a_whole
 from aadml_jax._version import __version__
 from aadml_jax.errors import UserError
 from aadml_jax.training.processes import from_primary, largest_of_all_processes
@@ -44,27 +44,20 @@ class RunFolder:
         """
         self.path = pathlib.Path(os.path.expanduser(path)).absolute()
         self.is_writer = is_writer
-        self._lock = None
+        self._held = contextlib.ExitStack()
         if not is_writer:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass  # an existing lock file would not show that the folder is read-only
-            self._lock = open(self.path / _LOCK_FILE, "a+")  # noqa: SIM115 (held until __exit__)
+            self._lock = self._held.enter_context(
+                held_lock(self.path / _LOCK_FILE, f"--workdir={path} is")
+            )
         except OSError as error:
             raise UserError(
                 f"--workdir={path} cannot be written to ({error.strerror}); choose another folder"
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            if isinstance(error, BlockingIOError):
-                reason = "is in use by another run; wait for it, or"
-            else:
-                reason = f"is on a file system that cannot lock files ({error.strerror});"
-            raise UserError(f"--workdir={path} {reason} choose another folder") from None
 
     def mark(self) -> int:
         """Leaves a new random number in the folder."""
@@ -86,8 +79,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        self._held.close()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file as a whole: a reader sees the old content or the new one.

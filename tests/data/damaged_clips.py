@@ -178,7 +178,7 @@ LISTS = {
     "list label huge": (labelled((0, 1, 0, 1, 0, 10**15)), ["from 0 to 1000000000000000"]),
     "list labels mixed": (labelled((0, 1, 0, "cat", 1, 0)), ["(0)", "(cat)"]),
     "list label nan": (labelled((0, 1, 0, "nan", 1, 0)), ["(nan)"]),
-    "list label empty": (labelled((0, 1, 0, "", 1, 0)), ["line 5", "is incomplete"]),
+    "list label empty": (labelled((0, 1, 0, "", 1, 0)), ["line 5", "names no class"]),
     "list label half": (labelled((0, 1, 0, "1;", 1, 0), "--multi_label"), ["line 5", "'1;'"]),
     "list two labels": (labelled((0, 1, 0, "0;1", 1, 0)), ["line 5", "--multi_label"]),
     "list one class": (labelled(["cat"] * 6), ["only one class"]),

@@ -320,8 +320,8 @@ TFDS = {
         in_metadata(audio_scale=encoded(npy(np.full(3, np.nan)))),
         ["damaged"],
     ),
-    "tfds classes fewer": (in_metadata(num_classes=1), ["train split"]),
-    "tfds classes huge": (in_metadata(num_classes=HUGE), ["train split"]),
+    "tfds classes fewer": (in_metadata(num_classes=1), ["in one place"]),
+    "tfds classes huge": (in_metadata(num_classes=HUGE), ["in one place"]),
     "tfds classes as text": (in_metadata(num_classes="many"), ["is damaged"]),
     "tfds no fingerprint": (in_metadata(fingerprint=None), ["is damaged"]),
 }

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from aadml_jax.data import PairedFeatures, RetrievalDataset, StoredFeatures, open_feature_file
 from aadml_jax.data.feature_writing import write_feature_file
-from aadml_jax.data.shards import opened_again, write_shards
+from aadml_jax.data.staging import stage
 from aadml_jax.data.summary import summarize
 from aadml_jax.data.tfds_builders import write_tfds_folder
 from aadml_jax.data.tfds_folders import open_tfds_folder
@@ -69,10 +71,10 @@ def sources(num_train=50, num_test=20):
 
 def test_rows_come_back_from_the_shards(tmp_path, small_shards):
     train, test, dataset = sources()
-    written = write_shards(dataset, tmp_path / "x", "made")
-    assert [len(written[split].paths) for split in ("train", "test")] == [5, 2]
-    assert sum(written["train"].lengths) == 50
-    again = opened_again(dataset, written)
+    staged = stage(dataset, tmp_path / "x", "made")
+    assert [len(staged.shards[split].paths) for split in ("train", "test")] == [5, 2]
+    assert sum(staged.shards["train"].lengths) == 50
+    again = staged.dataset
     np.testing.assert_array_equal(again.train.take(slice(None)).audio, train.audio)
     np.testing.assert_array_equal(again.test.take(slice(None)).visual, test.visual)
 
@@ -81,15 +83,15 @@ def test_an_interrupted_writing_goes_on(tmp_path, small_shards):
     train, _, dataset = sources()
     train.breaks_at = 33
     with pytest.raises(UserError, match="the source is gone"):
-        write_shards(dataset, tmp_path / "x", "made")
+        stage(dataset, tmp_path / "x", "made")
     complete = sorted(
         path.name for path in (tmp_path / "x").glob("*-of-*") if "part" not in path.name
     )
     assert complete == [f"made-train.array_record-{n:05d}-of-00005" for n in range(3)]
     train.breaks_at, train.rows_read = None, []
-    written = write_shards(dataset, tmp_path / "x", "made")
+    staged = stage(dataset, tmp_path / "x", "made")
     assert train.rows_read == list(range(30, 50))
-    again = opened_again(dataset, written)
+    again = staged.dataset
     assert again.fingerprint() == dataset.fingerprint()
     assert not list((tmp_path / "x").glob("*.partial"))
 
@@ -103,7 +105,7 @@ def test_shards_of_other_data_are_not_gone_on_with(tmp_path, small_shards, chang
     if change == "rows in memory":
         dataset = dataset.loaded()
     folder = tmp_path / "x"
-    first = write_shards(dataset, folder, "made")["train"].paths[0].read_bytes()
+    first = stage(dataset, folder, "made").shards["train"].paths[0].read_bytes()
     train, _, other = sources()
     train.audio += 1
     other = dataclasses.replace(other, source_files=(str(file),))
@@ -116,12 +118,111 @@ def test_shards_of_other_data_are_not_gone_on_with(tmp_path, small_shards, chang
         file.write_text("another")
     else:
         other = other.loaded()
-    assert write_shards(other, folder, "made")["train"].paths[0].read_bytes() != first
+    assert stage(other, folder, "made").shards["train"].paths[0].read_bytes() != first
+
+
+def test_shards_of_which_it_cannot_be_told_whose_they_are_are_not_gone_on_with(
+    tmp_path, small_shards
+):
+    train, _, dataset = sources()
+    shards = stage(dataset, tmp_path / "x", "made").shards
+    (tmp_path / "x" / "source.json").unlink()  # as a kill while the folder is removed may do
+    train.audio += 1
+    again = stage(dataset, tmp_path / "x", "made")
+    np.testing.assert_array_equal(again.dataset.train.take(slice(None)).audio, train.audio)
+    assert again.shards == shards
+
+
+def test_a_torn_shard_is_written_again(tmp_path, small_shards):
+    train, _, dataset = sources()
+    path = stage(dataset, tmp_path / "x", "made").shards["train"].paths[2]
+    path.write_bytes(path.read_bytes()[:-100])
+    train.rows_read = []
+    again = stage(dataset, tmp_path / "x", "made").dataset
+    assert train.rows_read == list(range(20, 30))
+    assert again.fingerprint() == dataset.fingerprint()
+
+
+def test_a_spoilt_shard_is_told_and_not_kept(tmp_path, small_shards):
+    _, _, dataset = sources()
+    path = stage(dataset, tmp_path / "x", "made").shards["train"].paths[2]
+    content = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    used = np.flatnonzero(content)
+    content[used[len(used) // 2 :][:64]] ^= 255
+    path.write_bytes(content.tobytes())
+    with pytest.raises(UserError, match="what was written is discarded"):
+        stage(dataset, tmp_path / "x", "made")
+    assert stage(dataset, tmp_path / "x", "made").summary.fingerprint == dataset.fingerprint()
+
+
+def test_prepared_rows_must_be_those_that_their_metadata_tell_of(tmp_path):
+    _, _, dataset = sources()
+    folder, _ = write_tfds_folder(dataset, tmp_path / "one")
+    opened = open_tfds_folder(folder)
+    path, _ = write_feature_file(opened, tmp_path / "again.h5")
+    assert open_feature_file(path).fingerprint() == dataset.fingerprint()
+    other = dataclasses.replace(opened, prepared=opened.prepared._replace(fingerprint=32 * "0"))
+    with pytest.raises(UserError, match="does not hold the rows that its metadata tell of"):
+        write_feature_file(other, tmp_path / "other.h5")
+
+
+def test_a_conversion_of_shards_that_were_written_anew_starts_anew(tmp_path, small_shards):
+    train, _, dataset = sources()
+    folder, _ = write_tfds_folder(dataset, tmp_path)
+    stage(open_tfds_folder(folder), tmp_path / "x", "made")
+    shutil.rmtree(folder)
+    train.audio += 1
+    write_tfds_folder(dataset, tmp_path)
+    again = stage(open_tfds_folder(folder), tmp_path / "x", "made")
+    assert again.summary.fingerprint == dataset.fingerprint()
+
+
+@pytest.mark.parametrize("step", [1, 5, 8, "info"])
+def test_what_breaks_off_in_the_last_moments_costs_no_shard(
+    tmp_path, small_shards, monkeypatch, step
+):
+    train, _, dataset = sources()
+    calls = []
+    link = os.link
+
+    def breaks(*arguments, **keywords):
+        calls.append(arguments)
+        if step == "info" or len(calls) == step:
+            raise KeyboardInterrupt
+        return link(*arguments, **keywords)
+
+    if step == "info":
+        monkeypatch.setattr(tfds.core.DatasetInfo, "write_to_directory", breaks)
+    else:
+        monkeypatch.setattr(os, "link", breaks)
+    if step == 8:  # there are only seven shards
+        write_tfds_folder(dataset, tmp_path)
+        assert len(calls) == 7
+        return
+    with pytest.raises(KeyboardInterrupt):
+        write_tfds_folder(dataset, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr("aadml_jax.data.shards._SHARD_BYTES", 10 * ROW_BYTES)
+    train.rows_read = []
+    folder, _ = write_tfds_folder(dataset, tmp_path)
+    assert train.rows_read == []
+    assert open_tfds_folder(folder).fingerprint() == dataset.fingerprint()
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", "1.0.0"]
+
+
+def test_file_systems_without_a_second_name_are_served(tmp_path, small_shards, monkeypatch):
+    def refuses(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuses)
+    _, _, dataset = sources()
+    folder, _ = write_tfds_folder(dataset, tmp_path)
+    assert open_tfds_folder(folder).loaded().fingerprint() == dataset.fingerprint()
 
 
 def test_the_same_data_are_written_to_the_same_bytes(tmp_path, small_shards):
     _, _, dataset = sources()
-    one, two = (write_shards(dataset, tmp_path / name, "made") for name in "ab")
+    one, two = (stage(dataset, tmp_path / name, "made").shards for name in "ab")
     for first, second in zip(one["train"].paths, two["train"].paths, strict=True):
         assert first.read_bytes() == second.read_bytes()
 
@@ -176,9 +277,11 @@ def test_the_names_of_classes_are_kept(tmp_path):
     dataset = dataclasses.replace(sources()[2], class_names=names)
     path, _ = write_feature_file(dataset, tmp_path / "made.h5")
     with h5py.File(path) as file:
-        assert tuple(file.attrs["class_names"]) == names
+        assert tuple(file["class_names"].asstr()) == names
+    assert open_feature_file(path).class_names == names
     folder, summary = write_tfds_folder(dataset, tmp_path)
     assert tuple(tfds.builder_from_directory(folder).info.features["label"].names) == names
+    assert open_tfds_folder(folder).class_names == names
     assert "Zug " in summary.table(names)
     with pytest.raises(ValueError, match="3 classes, got 2 names"):
         dataclasses.replace(dataset, class_names=names[:2])
@@ -187,7 +290,7 @@ def test_the_names_of_classes_are_kept(tmp_path):
 @pytest.mark.full
 def test_a_writing_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path):
     code = (
-        "import sys, time, numpy as np, aadml_jax.data.shards as shards\n"
+        "import sys, time, aadml_jax.data.shards as shards\n"
         "from test_shards import Source, sources\n"
         "from aadml_jax.data.tfds_builders import write_tfds_folder\n"
         "shards._SHARD_BYTES = 400\n"
@@ -234,9 +337,10 @@ def test_a_summary_counts_what_is_there():
     assert summary.train.class_rows.tolist() == [1, 2, 1]
     assert summary.test.class_rows.tolist() == [1, 1, 1]
     lines = [line.split() for line in summary.table(("a", "b", "c")).splitlines()]
-    assert lines[1:5] == [
+    assert lines[1:6] == [
         ["rows", "4", "3"],
         ["classes", "3", "3"],
+        ["missing", "0", "0"],
         ["duplicate", "rows", "1", "0"],
         ["shared", "rows", "1"],
     ]

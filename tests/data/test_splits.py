@@ -107,6 +107,7 @@ def test_folds_never_change():
     expected = np.empty(12, int)
     for turn, row in enumerate(dealt):
         expected[row] = turn % 5
+    assert expected.tolist() == [3, 1, 2, 2, 0, 1, 0, 0, 3, 1, 4, 4]
     np.testing.assert_array_equal(stratified_folds(labels, 5), expected)
     assert (stratified_folds(labels, 5, seed=1) != expected).any()
 

@@ -120,9 +120,23 @@ def test_a_data_set_is_written_by_one_process_at_a_time(tmp_path):
     (tmp_path / "made_here").mkdir()
     with open(tmp_path / "made_here" / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="is being written by another process"):
+        with pytest.raises(UserError, match="is in use by another process"):
             write_tfds_folder(MADE, tmp_path)
     write_tfds_folder(MADE, tmp_path)
+
+
+def test_a_second_writer_waits_until_the_folder_has_its_name(tmp_path, monkeypatch):
+    write_info = tfds.core.DatasetInfo.write_to_directory
+
+    def write_meanwhile(info, folder, **options):
+        monkeypatch.undo()
+        with pytest.raises(UserError, match="is in use by another process"):
+            write_tfds_folder(MADE, tmp_path)
+        write_info(info, folder, **options)
+
+    monkeypatch.setattr(tfds.core.DatasetInfo, "write_to_directory", write_meanwhile)
+    folder, _ = write_tfds_folder(MADE, tmp_path)
+    assert open_tfds_folder(folder).loaded().fingerprint() == MADE.fingerprint()
 
 
 def test_a_file_in_the_way_is_named(tmp_path):

@@ -148,7 +148,7 @@ def test_a_second_run_in_the_same_folder_is_refused(small_run):
     with RunFolder(folder):
         status, _, errors = run("train", f"--workdir={folder}", *flags)
     assert status == 2
-    assert "in use by another run" in errors
+    assert "in use by another process" in errors
 
 
 def test_smoke_run_on_the_default_data_takes_seconds_and_learns(tmp_path):

@@ -185,7 +185,7 @@ def test_a_second_trainer_in_the_folder_refuses_and_the_first_goes_on(flags, und
     status, _, errors = run("train", f"--workdir={tmp_path}", *flags)
     process.send_signal(signal.SIGCONT)
     assert status == 2
-    assert "in use by another run" in errors and errors.count("\n") == 1
+    assert "in use by another process" in errors and errors.count("\n") == 1
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert_same_end(tmp_path, undisturbed)

@@ -9,7 +9,7 @@ import pytest
 from running import run, write_feature_file
 from tensorflow_datasets.proto import tf_example_pb2
 
-from aadml_jax.data import open_feature_file
+from aadml_jax.data import open_dataset, open_feature_file
 
 FLAGS = (
     "--epochs=4",
@@ -114,6 +114,13 @@ def test_a_smoke_run_streams_its_few_rows(prepared, tmp_path):
         ("prepare", ("--output={0}", "--dataset=vegass"), "did you mean vegas?"),
         ("prepare", ("--output={0}", "--name=Not/Good"), "does not suit a data set of TFDS"),
         ("prepare", ("--output={0}", "--name=mine"), "exists already; remove it or choose"),
+        ("prepare", ("--output={0}/features.h5",), "exists already; remove it or choose"),
+        (
+            "prepare",
+            ("--output={0}", "--dataset=av_digits", "--multi_label"),
+            "--multi_label is for --dataset=features or clips, not av_digits",
+        ),
+        ("prepare", ("--output={0}", "--num_classes=0"), "0 is not a positive integer"),
         ("prepare", ("--output={0}/features.h5/x",), "cannot be written (Not a directory)"),
     ],
 )
@@ -125,7 +132,7 @@ def test_mistakes_get_one_line(prepared, tmp_path, binary, flags, message):
     assert not (tmp_path / "runs").exists()
 
 
-def test_clips_of_several_classes_go_from_a_list_to_shards_and_to_a_file(tmp_path):
+def test_clips_of_several_classes_go_from_a_list_to_shards_to_a_file(tmp_path):
     random = np.random.default_rng(1)
     lines = ["split,label,clip_id"]
     for number in range(40):
@@ -142,14 +149,23 @@ def test_clips_of_several_classes_go_from_a_list_to_shards_and_to_a_file(tmp_pat
     assert status == 2 and "no features of 1 of the 40 clips" in errors
     status, output, errors = run("prepare", *flags, f"--output={tmp_path}", "--allow_missing")
     assert (status, errors) == (0, "")
-    assert "1 listed clips have no feature files and are left out" in output
+    assert "missing train clips: ключ 7\n" in output
     rows = [line.split() for line in output.splitlines()]
+    assert ["missing", "1", "0"] in rows
     assert ["rows", "29", "10"] in rows and ["shared", "rows", "0"] in rows
     counts = [sum("à" in line for line in lines[1:31]), sum("à" in line for line in lines[31:])]
     # The missing clip is of the class Zug.
     assert ["à", *map(str, counts)] in rows
     output = train(tmp_path / "run", "--dataset=tfds:clips_one", f"--data_dir={tmp_path}")
     assert "MAP" in output
+
+    source = ("--dataset=tfds:clips_one", f"--data_dir={tmp_path}")
+    status, output, errors = run("prepare", *source, f"--output={tmp_path / 'one.h5'}")
+    assert (status, errors) == (0, "")
+    assert ["à", *map(str, counts)] in [line.split() for line in output.splitlines()]
+    dataset = open_feature_file(tmp_path / "one.h5", multi_label=True)
+    assert dataset.fingerprint() == open_dataset("tfds:clips_one", data_dir=tmp_path).fingerprint()
+    assert dataset.class_names == ("Zug", "rain", "à")
 
 
 def test_video_records_go_to_a_feature_file(tmp_path):

@@ -1,5 +1,6 @@
 """The run folder: lock, whole files, and a log in which no line is lost or doubled."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_a_mark_tells_one_folder_from_another(tmp_path, monkeypatch):
 
 
 def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
-    with RunFolder(tmp_path), pytest.raises(UserError, match="in use by another run"):
+    with RunFolder(tmp_path), pytest.raises(UserError, match="in use by another process"):
         RunFolder(tmp_path)
     with RunFolder(tmp_path):
         pass
@@ -129,7 +130,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(UserError, match=r"cannot lock files \(Operation not supported\)"):
         RunFolder(tmp_path)
 
