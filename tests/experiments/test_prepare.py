@@ -6,6 +6,7 @@ import struct
 import google_crc32c
 import numpy as np
 import pytest
+from forked_runs import ForkedRuns
 from running import run, write_feature_file
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -19,6 +20,12 @@ FLAGS = (
     "--learning_rate=0.01",
     "--notensorboard",
 )
+
+
+@pytest.fixture(scope="module")
+def runs():
+    with ForkedRuns() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -110,21 +117,9 @@ def test_a_smoke_run_streams_its_few_rows(prepared, tmp_path):
         ("train", ("--input=stream",), "--input=stream reads data sets that were prepared for it"),
         ("train", ("--dataset=tfds:none", "--data_dir={0}"), "none holds no data set; write it"),
         ("train", ("--dataset=tfds:mine",), "needs the folder that holds it; set --data_dir"),
-        ("prepare", (), "--output is needed"),
-        ("prepare", ("--output={0}", "--dataset=vegass"), "did you mean vegas?"),
-        ("prepare", ("--output={0}", "--name=Not/Good"), "does not suit a data set of TFDS"),
-        ("prepare", ("--output={0}", "--name=mine"), "exists already; remove it or choose"),
-        ("prepare", ("--output={0}/features.h5",), "exists already; remove it or choose"),
-        (
-            "prepare",
-            ("--output={0}", "--dataset=av_digits", "--multi_label"),
-            "--multi_label is for --dataset=features or clips, not av_digits",
-        ),
-        ("prepare", ("--output={0}", "--num_classes=0"), "0 is not a positive integer"),
-        ("prepare", ("--output={0}/features.h5/x",), "cannot be written (Not a directory)"),
     ],
 )
-def test_mistakes_get_one_line(prepared, tmp_path, binary, flags, message):
+def test_mistakes_in_training_get_one_line(prepared, tmp_path, binary, flags, message):
     flags = [flag.format(prepared[1]) for flag in flags]
     status, _, errors = run(binary, *flags, cwd=tmp_path)
     assert status == 2
@@ -132,7 +127,35 @@ def test_mistakes_get_one_line(prepared, tmp_path, binary, flags, message):
     assert not (tmp_path / "runs").exists()
 
 
-def test_clips_of_several_classes_go_from_a_list_to_shards_to_a_file(tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "--output is needed"),
+        (("--output={0}", "--dataset=vegass"), "did you mean vegas?"),
+        (("--output={0}", "--name=Not/Good"), "does not suit a data set of TFDS"),
+        (("--output={0}", "--name=mine"), "exists already; remove it or choose"),
+        (("--output={0}/features.h5",), "exists already; remove it or choose"),
+        (
+            ("--output={0}", "--dataset=av_digits", "--multi_label"),
+            "--multi_label is for --dataset=features or clips, not av_digits",
+        ),
+        (("--output={0}", "--dataset=clips"), "needs a list of them; set --clip_list=FILE.csv"),
+        (("--output={0}", "--clip_list=x"), "--clip_list is for --dataset=clips, not synthetic"),
+        (
+            ("--output={0}", "--dataset=video_records", "--train_records={0}/no*"),
+            "no file matches",
+        ),
+        (("--output={0}", "--num_classes=0"), "0 is not a positive integer"),
+        (("--output={0}/features.h5/x",), "cannot be written (Not a directory)"),
+    ],
+)
+def test_mistakes_in_preparation_get_one_line(prepared, runs, flags, message):
+    ended = runs.run("prepare", *(flag.format(prepared[1]) for flag in flags))
+    assert ended.status == 2
+    assert ended.errors.count("\n") == 1 and message in ended.errors
+
+
+def test_clips_of_several_classes_go_from_a_list_to_shards_to_a_file(runs, tmp_path):
     random = np.random.default_rng(1)
     lines = ["split,label,clip_id"]
     for number in range(40):
@@ -145,8 +168,8 @@ def test_clips_of_several_classes_go_from_a_list_to_shards_to_a_file(tmp_path):
         lines.append(f"{'test' if number >= 30 else 'train'},{';'.join(labels)},ключ {number}")
     (tmp_path / "Clips one.csv").write_text("\n".join(lines), encoding="utf-8")
     flags = ("--dataset=clips", f"--clip_list={tmp_path / 'Clips one.csv'}", "--multi_label")
-    status, _, errors = run("prepare", *flags, f"--output={tmp_path}")
-    assert status == 2 and "no features of 1 of the 40 clips" in errors
+    refused = runs.run("prepare", *flags, f"--output={tmp_path}")
+    assert refused.status == 2 and "no features of 1 of the 40 clips" in refused.errors
     status, output, errors = run("prepare", *flags, f"--output={tmp_path}", "--allow_missing")
     assert (status, errors) == (0, "")
     assert "missing train clips: ключ 7\n" in output
@@ -160,9 +183,9 @@ def test_clips_of_several_classes_go_from_a_list_to_shards_to_a_file(tmp_path):
     assert "MAP" in output
 
     source = ("--dataset=tfds:clips_one", f"--data_dir={tmp_path}")
-    status, output, errors = run("prepare", *source, f"--output={tmp_path / 'one.h5'}")
-    assert (status, errors) == (0, "")
-    assert ["à", *map(str, counts)] in [line.split() for line in output.splitlines()]
+    written = runs.run("prepare", *source, f"--output={tmp_path / 'one.h5'}")
+    assert (written.status, written.errors) == (0, "")
+    assert ["à", *map(str, counts)] in [line.split() for line in written.output.splitlines()]
     dataset = open_feature_file(tmp_path / "one.h5", multi_label=True)
     assert dataset.fingerprint() == open_dataset("tfds:clips_one", data_dir=tmp_path).fingerprint()
     assert dataset.class_names == ("Zug", "rain", "à")

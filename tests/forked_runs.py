@@ -19,7 +19,7 @@ import traceback
 import warnings
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 MORE_MEMORY = 2**30
 CPU_SECONDS = 20
 KILLED_AFTER_SECONDS = 30
