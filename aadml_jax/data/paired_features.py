@@ -152,11 +152,14 @@ class StoredFeatures:
             refuses.
         """
         chosen = self.select(rows)
-        order = np.argsort(chosen.rows, kind="stable")
-        places = np.empty_like(order)
-        places[order] = np.arange(len(order))
-        audio, visual = self.read(chosen.rows[order])
-        return PairedFeatures(audio[places], visual[places], chosen.labels, name=self.name)
+        if (np.diff(chosen.rows) > 0).all():
+            audio, visual = self.read(chosen.rows)
+        else:
+            order = np.argsort(chosen.rows, kind="stable")
+            places = np.empty_like(order)
+            places[order] = np.arange(len(order))
+            audio, visual = (features[places] for features in self.read(chosen.rows[order]))
+        return PairedFeatures(audio, visual, chosen.labels, name=self.name)
 
     def select(self, rows: np.ndarray | slice) -> "StoredFeatures":
         """The given rows, as `take` has them, without reading."""

@@ -19,6 +19,7 @@ from aadml_jax.data.summary import DatasetSummary, summarize
 from aadml_jax.errors import UserError
 
 _IDENTITY_FILE = "source.json"
+_HELD_BYTES = 2**30
 
 
 class Staged(NamedTuple):
@@ -26,7 +27,7 @@ class Staged(NamedTuple):
 
     Attributes:
       shards: Of each split, by its name.
-      dataset: Whose rows are read from the shards.
+      dataset: Whose rows were or are read from the shards; in memory where that is not much.
       summary: Of these rows.
     """
 
@@ -59,6 +60,8 @@ def stage(dataset: RetrievalDataset, folder: pathlib.Path, name: str) -> Staged:
     }
     try:
         staged = opened_again(dataset, shards)
+        if sum(of_split.num_bytes for of_split in shards.values()) <= _HELD_BYTES:
+            staged = staged.loaded()  # read once for all that is measured
         summary = summarize(staged)
         if dataset.prepared is not None and summary.fingerprint != dataset.prepared.fingerprint:
             raise UserError(f"{dataset.source} does not hold the rows that its metadata tell of")

@@ -53,6 +53,8 @@ class Source:
 
 @pytest.fixture
 def small_shards(monkeypatch):
+    """Several shards of few rows, which are not held in memory either."""
+    monkeypatch.setattr("aadml_jax.data.staging._HELD_BYTES", 0)
     monkeypatch.setattr("aadml_jax.data.shards._SHARD_BYTES", 10 * ROW_BYTES)
 
 
