@@ -43,6 +43,8 @@ from aadml_jax.data.tfds_folders import VERSION, metadata_of
 from aadml_jax.errors import UserError, one_line
 
 _FORMAT = "array_record"
+# What av_digits downloads: size, SHA-256 and file name by address.
+_PINS = tfds.download.checksums.load_url_infos(pathlib.Path(__file__).with_name("checksums.tsv"))
 
 
 class FeatureBuilder(FileReaderBuilder, skip_registration=True):
@@ -271,8 +273,7 @@ def fetch_av_digits(
       UserError: A file can't be downloaded, or is not the one that checksums.tsv pins.
     """
     files = {
-        info.filename: _fetched(url, info, download_dir, manual_dir)
-        for url, info in AvDigits.url_infos.items()
+        info.filename: _fetched(url, info, download_dir, manual_dir) for url, info in _PINS.items()
     }
     return open_av_digits(
         *(files[name] for name in AV_DIGITS_FILES), num_recordings=AV_DIGITS_RECORDINGS
