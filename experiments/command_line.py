@@ -92,7 +92,11 @@ def run(main: Callable[[], int | None]) -> None:
         except UserError as error:
             _fail(str(error), USER_MISTAKE)
         except KeyboardInterrupt:
-            _fail("interrupted; what was saved before stays", 1)
+            _fail(
+                "interrupted; what was complete before stays, and the same command goes on from "
+                "there",
+                1,
+            )
         except Exception as error:
             if reason := _write_failure(error):
                 _fail(

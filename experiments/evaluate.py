@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 
 from aadml_jax.data import RetrievalDataset, load_feature_file, reopen_dataset, standardize
+from aadml_jax.data.catalog import TFDS_PREFIX
 from aadml_jax.errors import UserError
 from aadml_jax.training import config as configuration
 from aadml_jax.training.evaluation import evaluate
@@ -27,6 +28,11 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run folder: the --workdir
 _WHICH = flags.DEFINE_enum(
     "which", "latest", ["latest", "best"], "checkpoint to evaluate; 'best' was selected on test"
 )
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "folder of the run's data, if they were moved: of vegas, ave and tfds:NAME",
+)
 _FEATURES_FILE = flags.DEFINE_string(
     "features_file", None, "another HDF5 feature file, whose test rows are evaluated"
 )
@@ -36,21 +42,36 @@ _COMPILATION_CACHE = flags.DEFINE_string(
 )
 
 
-def recorded_dataset(stored: dict[str, Any]) -> RetrievalDataset:
+def recorded_dataset(stored: dict[str, Any], data_dir: str | None = None) -> RetrievalDataset:
     """The data that a run was trained on, from what its config.json says of them.
+
+    Args:
+      stored: The content of config.json.
+      data_dir: Folder where they are now, if they were moved.
 
     Raises:
       UserError: if they cannot be read, or are not the same any more.
     """
     config = configuration.config_from_json(stored.get("config"))
     recorded = recorded_data(stored)
-    dataset = reopen_dataset(config.dataset, recorded["source"], multi_label=config.multi_label)
+    is_prepared = config.dataset.startswith(TFDS_PREFIX)
+    source = recorded["source"]
+    if is_prepared and data_dir is None and not os.path.isdir(source):
+        raise UserError(
+            f"{source}, which holds the data of this run, does not exist any more; set "
+            f"--data_dir to the folder in which {config.dataset.removeprefix(TFDS_PREFIX)} is now"
+        )
+    dataset = reopen_dataset(
+        config.dataset, source, data_dir=data_dir, multi_label=config.multi_label
+    )
     dataset = configuration.apply_splits(config, dataset)
     if dataset.fingerprint() != recorded["fingerprint"]:
-        raise UserError(
-            f"{dataset.source} does not hold the data of this run any more; to evaluate on it all "
-            f"the same, pass it as --features_file"
+        remedy = (
+            "set --data_dir to a folder that does"
+            if is_prepared
+            else "to evaluate on it all the same, pass it as --features_file"
         )
+        raise UserError(f"{dataset.source} does not hold the data of this run; {remedy}")
     return dataset
 
 
@@ -64,7 +85,9 @@ def main() -> None:
     if configuration.config_from_json(stored.get("config")).deterministic:
         command_line.set_up_determinism()
     if _FEATURES_FILE.value is None:
-        dataset = recorded_dataset(stored)
+        dataset = recorded_dataset(stored, _DATA_DIR.value)
+    elif _DATA_DIR.value is not None:
+        raise UserError("--data_dir and --features_file name two sources; leave one of them out")
     else:
         dataset = load_feature_file(
             _FEATURES_FILE.value, multi_label=recorded_data(stored)["multi_label"]
@@ -87,7 +110,7 @@ def main() -> None:
     result = retrieval_result(report, dataset.test.labels, dataset.test_posteriors)
     print(
         f"{_WHICH.value} checkpoint of {workdir}, epoch {progress.epoch}; {len(dataset.test)} test "
-        f"pairs of {dataset.source}\n\n{result_table(result)}"
+        f"pairs of {dataset.source}{configuration.split_in_words(config)}\n\n{result_table(result)}"
     )
     if _OUTPUT.value is not None:
         command_line.write_output(_OUTPUT.value, json.dumps(result, indent=2) + "\n")

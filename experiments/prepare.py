@@ -10,15 +10,18 @@ Run again after an interruption, it goes on where it was.
 import dataclasses
 import glob
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 from absl import flags
 
 from aadml_jax.data import DATASETS, DatasetSpec, RetrievalDataset, open_dataset
-from aadml_jax.data.catalog import TFDS_PREFIX
+from aadml_jax.data.catalog import TFDS_PREFIX, unknown_name
 from aadml_jax.data.feature_writing import require_absent, write_feature_file
+from aadml_jax.data.summary import DatasetSummary
 from aadml_jax.errors import UserError
 from experiments import command_line
 
@@ -95,6 +98,9 @@ class Source(NamedTuple):
 def open_source() -> Source:
     """Opens the data that the flags name."""
     name = _DATASET.value
+    choices = (*DATASETS, _CLIPS, _VIDEO_RECORDS)
+    if name not in choices and not name.startswith(TFDS_PREFIX):
+        raise unknown_name(name, choices)
     for flag, sources in _SOURCES_OF_FLAG.items():
         if flags.FLAGS[flag].present and name not in sources:
             raise UserError(f"--{flag} is for --dataset={' or '.join(sources)}, not {name}")
@@ -168,6 +174,17 @@ def require_room() -> None:
             require_no_folder(name, _OUTPUT.value)
 
 
+def empty_classes(summary: DatasetSummary, class_names: Sequence[str]) -> Iterator[str]:
+    """Lines that name the classes without rows in a split."""
+    for name in ("train", "test"):
+        numbers = np.flatnonzero(getattr(summary, name).class_rows == 0).tolist()
+        if numbers:
+            names = [class_names[n] if class_names else f"class {n}" for n in numbers[:_LISTED]]
+            more = ", …" if len(numbers) > _LISTED else ""
+            count = f"{len(numbers)} class{'es' * (len(numbers) > 1)}"
+            yield f"no {name} rows in {count}: {', '.join(names)}{more}"
+
+
 def main() -> None:
     """Wires source and writer together."""
     if _OUTPUT.value is None:
@@ -181,22 +198,25 @@ def main() -> None:
     if _writes_file():
         path, summary = write_feature_file(dataset, _OUTPUT.value)
         flag = " --multi_label" if dataset.is_multi_label else ""
-        advice = f"python -m experiments.train --dataset=features --features_file={path}{flag}"
+        file = shlex.quote(str(path))
+        advice = f"python -m experiments.train --dataset=features --features_file={file}{flag}"
     else:
         from aadml_jax.data.tfds_builders import write_tfds_folder
 
         path, summary = write_tfds_folder(dataset, _OUTPUT.value, spec=spec)
         advice = (
             f"python -m experiments.train --dataset={TFDS_PREFIX}{dataset.name} "
-            f"--data_dir={_OUTPUT.value}\n"
-            "and, for rows that are read while training goes on, --input=stream"
+            f"--data_dir={shlex.quote(_OUTPUT.value)}\n"
+            "  and, for rows that are read while training goes on, --input=stream"
         )
     print(summary.table(dataset.class_names, tuple(map(len, missing.values()))))
     for split, ids in missing.items():
         if ids:
             more = ", …" if len(ids) > _LISTED else ""
             print(f"missing {split} clips: {', '.join(ids[:_LISTED])}{more}")
-    print(f"\nwritten to {path}; train on it with\n{advice}")
+    for line in empty_classes(summary, dataset.class_names):
+        print(line)
+    print(f"\nwritten to {path}; train on it with\n  {advice}")
     command_line.warn_of_shared_rows(summary.shared_rows, summary.test.rows)
 
 

@@ -5,7 +5,7 @@ import difflib
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from aadml_jax.data.feature_files import open_feature_file
@@ -206,13 +206,18 @@ def dataset_spec(name: str) -> DatasetSpec:
             obtain="Write it with python -m experiments.prepare.",
         )
     if name not in DATASETS:
-        close = difflib.get_close_matches(name.lower(), DATASETS, n=1)
-        hint = f", did you mean {close[0]}?" if close else ";"
-        raise UserError(
-            f"unknown data set {name!r}{hint} choose one of {', '.join(DATASETS)}, or "
-            f"{TFDS_PREFIX}NAME for one that was prepared"
-        )
+        raise unknown_name(name, tuple(DATASETS))
     return DATASETS[name]
+
+
+def unknown_name(name: str, choices: Sequence[str]) -> UserError:
+    """What to say of a name that is none of the choices."""
+    close = difflib.get_close_matches(name.lower(), choices, n=1)
+    hint = f", did you mean {close[0]}?" if close else ";"
+    return UserError(
+        f"unknown data set {name!r}{hint} choose one of {', '.join(choices)}, or "
+        f"{TFDS_PREFIX}NAME for one that was prepared"
+    )
 
 
 def require_prepared_name(name: str, remedy: str) -> None:
@@ -290,7 +295,8 @@ def open_dataset(
         if value is not None and not is_used:
             raise UserError(f"data set {name} does not use --{flag}={value}; leave the flag out")
     if multi_label and not reads_file:
-        raise UserError(f"data set {name} does not use --multi_label; leave the flag out")
+        reason = ": what was prepared tells by itself" if is_prepared else ""
+        raise UserError(f"data set {name} does not use --multi_label{reason}; leave the flag out")
     if spec.synthetic is not None:
         return make_synthetic(spec.synthetic, name=name)
     if reads_file:
@@ -311,20 +317,29 @@ def open_dataset(
     return dataclasses.replace(dataset, class_names=spec.class_names)
 
 
-def reopen_dataset(name: str, source: str, *, multi_label: bool = False) -> RetrievalDataset:
+def reopen_dataset(
+    name: str,
+    source: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    multi_label: bool = False,
+) -> RetrievalDataset:
     """Opens a data set again where it was found before.
 
     Args:
       name: What `open_dataset` was given.
       source: The `source` of the data set that it returned.
+      data_dir: Folder where it is now, if it was moved; for data sets that are found in a folder.
       multi_label: What `open_dataset` was given.
 
     Raises:
       UserError: See `open_dataset`.
     """
     spec = dataset_spec(name)
-    if spec.synthetic is not None:
-        return open_dataset(name)
+    if spec.synthetic is not None or data_dir is not None:
+        return open_dataset(
+            name, data_dir=data_dir, features_file=source if name == "features" else None
+        )
     if name.startswith(TFDS_PREFIX):
         from aadml_jax.data import tfds_folders
 

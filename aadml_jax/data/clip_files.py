@@ -78,6 +78,9 @@ def open_clip_files(
     clip_list = pathlib.Path(os.path.expanduser(clip_list)).absolute()
     folder = clip_list.parent if folder is None else pathlib.Path(os.path.expanduser(folder))
     folder = folder.absolute()
+    if not folder.is_dir():
+        reason = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        raise UserError(f"--data_dir {folder} {reason}; give the folder of the feature files")
     listed = list(_read_list(clip_list))
     files_of = {clip.clip_id: _files_of(folder, clip.clip_id) for clip in listed}
     missing = {
@@ -144,9 +147,11 @@ def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
             header = [name.strip().lower().replace(" ", "_") for name in next(reader, [])]
             for column in COLUMNS:
                 if header.count(column) != 1:
+                    found = "names it twice" if column in header else "does not name it"
                     raise UserError(
-                        f"{path}: its header must name the column {column} once, it reads "
-                        f"{', '.join(header)[:200] or 'nothing'}; write clip_id,label,split"
+                        f"{path}: the header needs the column {column} once and {found}; it reads "
+                        f"{','.join(header)[:200] or 'nothing'}, write clip_id,label,split with "
+                        "commas between"
                     )
             places = [header.index(column) for column in COLUMNS]
             for cells in reader:

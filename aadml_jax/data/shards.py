@@ -13,6 +13,7 @@ import itertools
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -69,9 +70,17 @@ def write_split(
     paths = tuple(
         folder / f"{name}.array_record-{number:05d}-of-{count:05d}" for number in range(count)
     )
+    complete = [_is_complete(path, length) for path, length in zip(paths, lengths, strict=True)]
+    if any(complete):
+        rows = sum(itertools.compress(lengths, complete))
+        print(
+            f"{features.name}: going on behind an interruption, {rows:,} of {len(features):,} rows "
+            "are there",
+            file=sys.stderr,
+        )
     with tqdm(total=len(features), desc=features.name, unit="row", disable=None) as progress:
-        for path, length, end in zip(paths, lengths, ends, strict=True):
-            if _is_complete(path, length):
+        for path, length, end, is_there in zip(paths, lengths, ends, complete, strict=True):
+            if is_there:
                 progress.update(length)
             else:
                 _write_shard(features.select(slice(end - length, end)), path, progress)

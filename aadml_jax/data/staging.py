@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,7 @@ def stage(dataset: RetrievalDataset, folder: pathlib.Path, name: str) -> Staged:
     """
     identity = json.dumps({"name": name, "data": _identity(dataset)}).encode()
     if folder.exists() and _content_of(folder / _IDENTITY_FILE) != identity:
+        print(f"{folder} was begun with other data: starting anew", file=sys.stderr)
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with written_as_a_whole(folder / _IDENTITY_FILE, "wb") as file:

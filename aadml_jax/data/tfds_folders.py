@@ -26,6 +26,8 @@ from aadml_jax.errors import UserError, one_line
 VERSION = "1.0.0"
 
 _LABELS = tuple(f"{split}_labels" for split in SPLITS)
+# Data sets that a message names.
+_LISTED = 20
 _STATISTICS = FeatureStandardization._fields
 # Where the density is known.
 _POSTERIORS = ("audio_test_posteriors", "visual_test_posteriors")
@@ -134,13 +136,25 @@ def newest_version(data_dir: str | os.PathLike[str], name: str) -> pathlib.Path:
         if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").is_file()
     ]
     if not versions:
+        if not parent.parent.is_dir():
+            reason = "is not a folder" if parent.parent.exists() else "does not exist"
+            raise UserError(f"--data_dir {parent.parent} {reason}; set it to a folder of data sets")
+        if (parent.parent / "dataset_info.json").is_file() or list(
+            parent.parent.glob("*.*.*/dataset_info.json")
+        ):
+            raise UserError(
+                f"--data_dir {parent.parent} is a data set itself; set it to the folder in which "
+                "that of its name lies"
+            )
+        there = sorted({path.parts[-3] for path in parent.parent.glob("*/*.*.*/dataset_info.json")})
         if name not in DATASETS:
             origin = f"features --features_file=FILE.h5 --name={name}"
         else:
             needs_folder = DATASETS[name].file_names and not DATASETS[name].is_built
             origin = f"{name} --data_dir=FOLDER" if needs_folder else name
         raise UserError(
-            f"{parent} holds no data set; write it with python -m experiments.prepare "
+            f"{parent} holds no data set (there are in {parent.parent}: "
+            f"{', '.join(there[:_LISTED]) or 'none'}); write it with python -m experiments.prepare "
             f"--dataset={origin} --output={parent.parent}"
         )
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))

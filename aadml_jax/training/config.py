@@ -92,8 +92,8 @@ class TrainConfig:
     )
     workdir: str | None = _setting(
         None,
-        "folder of the run; default runs/<dataset>, with -fold0, -fraction0.1, -smoke where these "
-        "are asked for",
+        "folder of the run; default runs/<dataset>, with -fold0, -split3, -fraction0.1, -smoke "
+        "where these are asked for",
         resumable=True,
         per_process=True,
     )
@@ -363,6 +363,18 @@ def apply_smoke_preset(config: TrainConfig, explicit: Set[str]) -> TrainConfig:
         return config
     preset = {name: value for name, value in _SMOKE_PRESET.items() if name not in explicit}
     return dataclasses.replace(config, **preset)
+
+
+def split_in_words(config: TrainConfig) -> str:
+    """The asked-for split behind the name of a data set, empty for all rows of the data's own."""
+    words = []
+    if config.fold is not None:
+        words.append(f"fold {config.fold}")
+    if config.train_fraction < 1:
+        words.append(f"fraction {config.train_fraction:g} of the training rows")
+    if words and config.split_seed:
+        words.append(f"split seed {config.split_seed}")
+    return "".join(f", {word}" for word in words)
 
 
 def apply_splits(config: TrainConfig, dataset: RetrievalDataset) -> RetrievalDataset:

@@ -139,8 +139,8 @@ def require_grain() -> None:
     """
     if importlib.util.find_spec("grain") is None:
         raise UserError(
-            "--input=stream needs the package grain; install aadml_jax[stream] or leave the flag "
-            "out"
+            "--input=stream needs the package grain; run pip install -e '.[stream]', or leave the "
+            "flag out"
         )
 
 

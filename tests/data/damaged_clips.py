@@ -135,10 +135,13 @@ LARGE = header(f"({2**25},)", "'<f8'")
 CENTRAL, END = SOUND_NPZ.find(b"PK\1\2"), SOUND_NPZ.find(b"PK\5\6")
 
 LISTS = {
-    "list is empty": (listed(part(0, 0)), ["its header must name the column clip_id"]),
-    "list without header": (listed(part(20)), ["must name the column clip_id"]),
+    "list is empty": (
+        listed(part(0, 0)),
+        ["the header needs the column clip_id once and does not name it"],
+    ),
+    "list without header": (listed(part(20)), ["needs the column clip_id"]),
     "list of a header": (listed(part(0, 20)), ["lists no clips"]),
-    "list cut in a header": (listed(part(0, 12)), ["must name the column label"]),
+    "list cut in a header": (listed(part(0, 12)), ["needs the column label"]),
     "list cut in a line": (listed(lambda text: text[:-2]), ["line 7", "'tes'"]),
     "list cut before a cell": (listed(lambda text: text[:-6]), ["line 7 has 2 cells"]),
     "list cut in quotes": (listed(lambda text: text + '"g'), ["line 8", "unexpected end"]),

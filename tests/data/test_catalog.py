@@ -158,7 +158,11 @@ def test_missing_folders_are_answered_with_the_way_to_the_data(tmp_path, name):
         ("synthetic", {"data_dir": "b"}, "--data_dir=b"),
         ("synthetic", {"multi_label": True}, "does not use --multi_label; leave the flag out"),
         ("vegas", {"multi_label": True}, "does not use --multi_label; leave the flag out"),
-        ("tfds:mine", {"multi_label": True}, "does not use --multi_label; leave the flag out"),
+        (
+            "tfds:mine",
+            {"multi_label": True},
+            "does not use --multi_label: what was prepared tells by itself",
+        ),
     ],
 )
 def test_flags_that_do_not_fit_are_named(name, flags, culprit):

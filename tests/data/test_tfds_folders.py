@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import shutil
 import subprocess
 import sys
 
@@ -99,10 +100,20 @@ def test_the_catalogue_finds_it_by_name(folder, tmp_path):
     assert reopen_dataset("tfds:made_here", dataset.source).fingerprint() == MADE.fingerprint()
     with pytest.raises(UserError, match="needs the folder that holds it; set --data_dir"):
         open_dataset("tfds:made_here")
-    with pytest.raises(UserError, match=r"no data set; .*prepare --dataset=features .*name=other"):
+    with pytest.raises(UserError, match=r"no data set \(there are .*sets: made_here\); .*=other"):
         open_dataset("tfds:other", data_dir=tmp_path / "sets")
-    with pytest.raises(UserError, match=r"no data set; .*--dataset=ave --data_dir=FOLDER --output"):
+    with pytest.raises(UserError, match=r"no data set .*--dataset=ave --data_dir=FOLDER --output"):
         open_dataset("tfds:ave", data_dir=tmp_path / "sets")
+    with pytest.raises(UserError, match="nowhere does not exist; set it to a folder of data sets"):
+        open_dataset("tfds:made_here", data_dir=tmp_path / "nowhere")
+    for inside in (folder, folder.parent):
+        with pytest.raises(UserError, match="is a data set itself; set it to the folder in which"):
+            open_dataset("tfds:made_here", data_dir=inside)
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "sets", moved)
+    again = reopen_dataset("tfds:made_here", dataset.source, data_dir=moved)
+    assert again.source == str(moved / "made_here" / "1.0.0")
+    assert again.fingerprint() == MADE.fingerprint()
     for name in ("tfds:", "tfds:../made_here", "tfds:Made"):
         with pytest.raises(UserError, match="does not suit"):
             open_dataset(name, data_dir=tmp_path / "sets")
@@ -166,7 +177,7 @@ def test_names_that_do_not_suit_are_refused(tmp_path, name):
         write_tfds_folder(dataclasses.replace(MADE, name=name), tmp_path)
 
 
-def test_an_interrupted_writing_leaves_nothing_that_counts(tmp_path):
+def test_an_interrupted_writing_leaves_nothing_that_counts(tmp_path, capsys):
     class Broken(PairedFeatures):
         def blocks(self):
             raise UserError("the source is gone")
@@ -179,8 +190,11 @@ def test_an_interrupted_writing_leaves_nothing_that_counts(tmp_path):
         newest_version(tmp_path, "made_here")
     leftover = tmp_path / "made_here" / "incomplete.ABCDEF_1.0.0"
     leftover.mkdir(parents=True, exist_ok=True)
+    capsys.readouterr()
     assert write_tfds_folder(MADE, tmp_path)[0].is_dir()
     assert not leftover.exists()
+    rows = len(MADE.train)
+    assert f"going on behind an interruption, {rows} of {rows} rows" in capsys.readouterr().err
 
 
 def record_file(folder):

@@ -87,7 +87,7 @@ def test_evaluate_notices_that_the_data_changed(small_run, tmp_path):
     write_feature_file(moved, seed=1)
     status, _, errors = run("evaluate", f"--checkpoint={tmp_path / 'run'}")
     assert status == 2
-    assert f"{moved} does not hold the data of this run any more" in errors
+    assert f"{moved} does not hold the data of this run; to evaluate" in errors
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,15 @@ def test_a_run_goes_on_from_file_to_shards_to_stream(prepared, tmp_path):
     result = json.loads((moved / "result.json").read_text())
     assert json.loads((tmp_path / "n").read_text())["map"] == result["map"]
 
+    elsewhere = data.rename(tmp_path / "elsewhere")
+    try:
+        status, _, errors = run("evaluate", f"--checkpoint={moved}")
+        assert status == 2 and "does not exist any more; set --data_dir to the folder" in errors
+        status, output, _ = run("evaluate", f"--checkpoint={moved}", f"--data_dir={elsewhere}")
+        assert status == 0 and f"pairs of {elsewhere}/mine/1.0.0" in output
+    finally:
+        elsewhere.rename(data)
+
 
 def test_a_smoke_run_streams_its_few_rows(prepared, tmp_path):
     pytest.importorskip("grain", reason="the extra 'stream' is not installed")
@@ -115,7 +124,11 @@ def test_a_smoke_run_streams_its_few_rows(prepared, tmp_path):
     ("binary", "flags", "message"),
     [
         ("train", ("--input=stream",), "--input=stream reads data sets that were prepared for it"),
-        ("train", ("--dataset=tfds:none", "--data_dir={0}"), "none holds no data set; write it"),
+        (
+            "train",
+            ("--dataset=tfds:none", "--data_dir={0}"),
+            "none holds no data set (there are in",
+        ),
         ("train", ("--dataset=tfds:mine",), "needs the folder that holds it; set --data_dir"),
     ],
 )
@@ -132,6 +145,7 @@ def test_mistakes_in_training_get_one_line(prepared, tmp_path, binary, flags, me
     [
         ((), "--output is needed"),
         (("--output={0}", "--dataset=vegass"), "did you mean vegas?"),
+        (("--output={0}", "--dataset=clip", "--clip_list=x"), "did you mean clips?"),
         (("--output={0}", "--name=Not/Good"), "does not suit a data set of TFDS"),
         (("--output={0}", "--name=mine"), "exists already; remove it or choose"),
         (("--output={0}/features.h5",), "exists already; remove it or choose"),
@@ -216,6 +230,8 @@ def test_video_records_go_to_a_feature_file(tmp_path):
     )
     assert (status, errors) == (0, "")
     assert ["rows", "40", "12"] in [line.split() for line in output.splitlines()]
+    # Numbers 0 to 4, 5 and 6 are used in both files.
+    assert "no train rows in 2 classes: class 7, class 8\n" in output
     command = output.splitlines()[-1]
     assert command.endswith(f"--features_file={tmp_path / 'videos.h5'} --multi_label")
     dataset = open_feature_file(tmp_path / "videos.h5", multi_label=True)

@@ -224,3 +224,5 @@ def test_the_default_folder_names_the_split():
     config = TrainConfig(dataset="tfds:vegas", fold=0, train_fraction=0.1, smoke=True)
     assert configuration.default_workdir(config) == "runs/tfds-vegas-fold0-fraction0.1-smoke"
     assert configuration.default_workdir(TrainConfig()) == "runs/synthetic"
+    assert configuration.split_in_words(TrainConfig()) == ""
+    assert configuration.split_in_words(config) == ", fold 0, fraction 0.1 of the training rows"
