@@ -184,5 +184,5 @@ def test_rows_that_cannot_be_read_are_told():
 
 def test_grain_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setattr(streaming.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--input=stream needs .*install aadml_jax\[stream\]"):
+    with pytest.raises(UserError, match=r"--input=stream needs .*pip install -e '\.\[stream\]'"):
         streamed()
