@@ -46,6 +46,7 @@ from aadml_jax.similarity import (
     cosine_distance,
     cosine_similarity,
     euclidean_distance,
+    posterior_similarity,
     same_label,
     squared_euclidean_distance,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "mean_average_precision",
     "multi_similarity_loss",
     "ntxent_loss",
+    "posterior_similarity",
     "precision_at",
     "prefix_average_precision",
     "proxy_anchor_loss",

@@ -48,6 +48,7 @@ def correlation_graph(
     num_neighbors: int,
     same_class: bool = True,
     rows: Array | None = None,
+    references: Array | None = None,
 ) -> CorrelationGraph:
     """Each anchor's `num_neighbors` most correlated samples, itself included and always first.
 
@@ -61,6 +62,9 @@ def correlation_graph(
       same_class: whether only samples that share a class with the anchor can be neighbours.
       rows: int [R] in −N … N − 1, the anchors to build lists for (a device's share of the batch,
         say); default all N. Numbers outside are not checked, and give no meaningful row.
+      references: the other modality of the same samples [N, D], if neighbours are sought there:
+        places from 1 on then number its rows, of which the anchor's own is one like any other.
+        Place 0 stays the anchor in `embeddings`.
 
     Returns:
       A `CorrelationGraph` of [R, k] arrays. Where the class has fewer than k members, or k > N,
@@ -77,16 +81,22 @@ def correlation_graph(
             "embeddings [N, D] and labels [N] or [N, C] are needed; "
             f"got {embeddings.shape} and {labels.shape}"
         )
+    if references is not None and jnp.shape(references) != embeddings.shape:
+        raise ValueError(
+            f"references must be {embeddings.shape}, as embeddings; got {jnp.shape(references)}"
+        )
     num_samples = embeddings.shape[0]
     rows = anchor_rows(rows, num_samples)
-    similarity = cosine_similarity(embeddings[rows], embeddings)
+    anchors = embeddings[rows]
+    similarity = cosine_similarity(anchors, embeddings if references is None else references)
 
     # Adding 0 would not do: compilers drop it, and top_k orders -0.0 below 0.0.
     candidates = jnp.where(similarity == 0, 0, jax.lax.stop_gradient(similarity))
     if same_class:
         candidates = jnp.where(same_label(labels[rows], labels), candidates, -jnp.inf)
-    is_anchor = rows[:, None] == jnp.arange(num_samples, dtype=jnp.int32)[None, :]
-    candidates = jnp.where(is_anchor, -jnp.inf, candidates)
+    if references is None:
+        is_anchor = rows[:, None] == jnp.arange(num_samples, dtype=jnp.int32)[None, :]
+        candidates = jnp.where(is_anchor, -jnp.inf, candidates)
 
     num_others = min(k - 1, num_samples)
     order, others = jax.lax.top_k(candidates, num_others)
@@ -97,4 +107,7 @@ def correlation_graph(
     indices = jnp.concatenate([rows[:, None], others], axis=1)
     mask = jnp.concatenate([jnp.ones_like(rows, dtype=bool)[:, None], mask], axis=1)
     weights = jnp.where(mask, jnp.take_along_axis(similarity, indices, axis=1), 0)
+    if references is not None:
+        to_itself = jax.vmap(lambda anchor: cosine_similarity(anchor[None], anchor[None])[0, 0])
+        weights = weights.at[:, 0].set(to_itself(anchors))
     return CorrelationGraph(indices, weights, mask)

@@ -34,7 +34,7 @@ import numpy as np
 from aadml_jax import _host_ranking, _ranking
 from aadml_jax._arrays import Array, ReduceFn, as_labels, as_pairs, check_count, reduce_rows
 from aadml_jax.row_blocks import in_row_blocks
-from aadml_jax.similarity import cosine_similarity, same_label
+from aadml_jax.similarity import cosine_similarity, posterior_similarity, same_label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +222,11 @@ def recall_at(
     return _per_query(_recall_at(k), scores, relevance, where, reduce_fn)
 
 
-_SIMILARITIES = {"cosine": cosine_similarity}
+SIMILARITIES: dict[str, Callable[[Array, Array], Array]] = {
+    "cosine": cosine_similarity,
+    "posterior": posterior_similarity,
+}
+"""Scores by which retrieval ranks, by name."""
 
 
 def _report_metrics(ks: tuple[int, ...]) -> dict[str, Any]:
@@ -327,7 +331,8 @@ def cross_modal_report(
       audio: audio embeddings [N, D].
       visual: visual embeddings [N, D] of the same clips.
       labels: class numbers [N] or multi-hot [N, C]; relevant are the clips that share a class.
-      similarity: `"cosine"`, or a function (queries [B, D], gallery [N, D]) -> scores [B, N].
+      similarity: `"cosine"`, `"posterior"` (of logits), or a function
+        (queries [B, D], gallery [N, D]) -> scores [B, N].
       ks: cut-offs of precision@k and recall@k, each at most N.
       block_size: queries scored at a time.
 
@@ -340,12 +345,12 @@ def cross_modal_report(
       ValueError: for an unknown similarity, k > N or shapes that do not fit.
     """
     if isinstance(similarity, str):
-        if similarity not in _SIMILARITIES:
+        if similarity not in SIMILARITIES:
             raise ValueError(
-                f"similarity must be one of {sorted(_SIMILARITIES)} or a function; "
+                f"similarity must be one of {sorted(SIMILARITIES)} or a function; "
                 f"got {similarity!r} for audio of shape {jnp.shape(audio)}"
             )
-        similarity = _SIMILARITIES[similarity]
+        similarity = SIMILARITIES[similarity]
     audio, visual, labels = jnp.asarray(audio), jnp.asarray(visual), as_labels(labels)
     same_length = audio.shape[:1] == visual.shape[:1] == labels.shape[:1]
     if audio.ndim != 2 or visual.ndim != 2 or not same_length or not len(audio):
@@ -373,10 +378,11 @@ def cross_modal_report_of_shares(
     where: Array,
     *,
     axis_name: str,
+    similarity: str = "cosine",
     ks: Sequence[int] = (1, 5, 10),
     block_size: int = 1024,
 ) -> dict[str, dict[str, Any]]:
-    """`cross_modal_report` by cosine similarity, of clips that are split over devices.
+    """`cross_modal_report` of clips that are split over devices.
 
     The galleries are gathered; each device ranks them for its own queries and gets the whole
     report.
@@ -387,13 +393,14 @@ def cross_modal_report_of_shares(
       labels: its share of the class numbers [S] or multi-hot labels [S, C].
       where: bool [S], False for what only fills up the share; at least one clip must count.
       axis_name: of `jax.shard_map` or `jax.pmap`.
+      similarity: `"cosine"` or `"posterior"`.
       ks: cut-offs of precision@k and recall@k, each at most the number of clips that count.
       block_size: queries scored at a time.
     """
     sides = (_Clips(side, as_labels(labels), where) for side in (audio, visual))
     one_direction = functools.partial(
         _one_direction_in_xla,
-        similarity=cosine_similarity,
+        similarity=SIMILARITIES[similarity],
         ks=tuple(ks),
         block_size=block_size,
         axis_name=axis_name,

@@ -54,6 +54,28 @@ def cosine_similarity(a: Array, b: Array) -> Array:
     return _products(_unit_rows(a), _unit_rows(b))
 
 
+def posterior_similarity(a: Array, b: Array) -> Array:
+    """Probability that two samples are of one class, by the softmax of each row.
+
+    s_ij = Σ_c p(c | i) p(c | j), p(· | i) = softmax(a_i), in (0, 1]. Where the softmaxes are the
+    classes' true probabilities and the two modalities are independent given the class, this order
+    has the highest expected precision at every cut-off. In label space, whose last layer has one
+    unit per class, it stands beside the cosine of the outputs; the paper ranks by cosine.
+
+    Args:
+      a: logits of the queries [N, C].
+      b: logits of the gallery [M, C].
+
+    Returns:
+      [N, M].
+
+    Raises:
+      ValueError: if the shapes are not [N, C] and [M, C].
+    """
+    a, b = as_embeddings(a, b)
+    return _products(jax.nn.softmax(a, axis=1), jax.nn.softmax(b, axis=1))
+
+
 def cosine_distance(a: Array, b: Array) -> Array:
     """1 − `cosine_similarity(a, b)`, in [0, 2] up to rounding; 1 from or to a zero row.
 

@@ -274,9 +274,10 @@ def share_a_class(x, y):
     return any(bool(v) and bool(w) for v, w in zip(x, y, strict=True))
 
 
-def graph(embeddings, labels, *, num_neighbors, same_class=True):
+def graph(embeddings, labels, *, num_neighbors, same_class=True, references=None):
     """Indices, weights and mask [N, k] of the correlation graph."""
     points, labels = np.asarray(embeddings).astype(np.float64), np.asarray(labels)
+    sought = points if references is None else np.asarray(references).astype(np.float64)
     n = len(points)
     indices = np.repeat(np.arange(n)[:, None], num_neighbors, axis=1)
     weights, mask = np.zeros((n, num_neighbors)), np.zeros((n, num_neighbors), dtype=bool)
@@ -284,12 +285,14 @@ def graph(embeddings, labels, *, num_neighbors, same_class=True):
         others = [
             j
             for j in range(n)
-            if j != i and (not same_class or share_a_class(labels[i], labels[j]))
+            if (references is not None or j != i)
+            and (not same_class or share_a_class(labels[i], labels[j]))
         ]
-        others.sort(key=lambda j: (-cosine(points[i], points[j]), j))
-        for place, j in enumerate([i, *others][:num_neighbors]):
+        others.sort(key=lambda j: (-cosine(points[i], sought[j]), j))
+        mask[i, 0], weights[i, 0] = True, cosine(points[i], points[i])
+        for place, j in enumerate(others[: num_neighbors - 1], start=1):
             indices[i, place], mask[i, place] = j, True
-            weights[i, place] = cosine(points[i], points[j])
+            weights[i, place] = cosine(points[i], sought[j])
     return indices, weights, mask
 
 
@@ -298,30 +301,47 @@ def softmax(logits):
     return [v / sum(exponentials) for v in exponentials]
 
 
-def neighbor_attention(anchor, neighbours):
-    channels = len(anchor)
-    weights = softmax([float(anchor @ p) / math.sqrt(channels) for p in neighbours])
+def neighbor_attention(anchor, neighbours, temperature):
+    scale = temperature * math.sqrt(len(anchor))
+    weights = softmax([float(anchor @ p) / scale for p in neighbours])
     return sum(w * p for w, p in zip(weights, neighbours, strict=True))
 
 
-def channel_attention(anchor, neighbours):
-    channels, pairs = len(anchor), []
+def channel_attention(anchor, neighbours, temperature):
+    channels, pairs, scale = len(anchor), [], temperature * math.sqrt(len(anchor))
     for neighbour in neighbours:
         value = []
         for c in range(channels):
-            logits = [anchor[c] * neighbour[e] / math.sqrt(channels) for e in range(channels)]
+            logits = [anchor[c] * neighbour[e] / scale for e in range(channels)]
             value.append(sum(w * v for w, v in zip(softmax(logits), anchor, strict=True)))
         pairs.append(np.array(value))
     return sum(pairs) / len(pairs)
 
 
-def proxies(embeddings, labels, *, num_neighbors, attention="neighbor", same_class=True):
+def proxies(
+    embeddings,
+    labels,
+    *,
+    num_neighbors,
+    attention="neighbor",
+    same_class=True,
+    references=None,
+    temperature=1.0,
+):
     """Anchor-aware proxies [N, D]."""
     points = np.asarray(embeddings).astype(np.float64)
+    sought = points if references is None else np.asarray(references).astype(np.float64)
     attend = {"neighbor": neighbor_attention, "channel": channel_attention}[attention]
-    indices, _, mask = graph(points, labels, num_neighbors=num_neighbors, same_class=same_class)
-    rows = [points[row[kept]] for row, kept in zip(indices, mask, strict=True)]
-    return np.array([attend(point, row) for point, row in zip(points, rows, strict=True)])
+    indices, _, mask = graph(
+        points, labels, num_neighbors=num_neighbors, same_class=same_class, references=references
+    )
+    rows = [
+        [point, *sought[row[1:][kept[1:]]]]
+        for point, row, kept in zip(points, indices, mask, strict=True)
+    ]
+    return np.array(
+        [attend(point, row, temperature) for point, row in zip(points, rows, strict=True)]
+    )
 
 
 # Compiled programs

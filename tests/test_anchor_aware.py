@@ -1,5 +1,6 @@
 """Anchor-aware proxies: attention of each anchor over its neighbours in the graph."""
 
+import functools
 import math
 
 import jax
@@ -201,3 +202,82 @@ def test_an_unknown_attention_raises_and_names_the_known_ones():
     with pytest.raises(ValueError, match="anchor") as error:
         aa.anchor_aware_proxies(*case(13), attention="anchor")
     assert "neighbor" in str(error.value) and "channel" in str(error.value)
+
+
+@pytest.mark.parametrize("same_class", [True, False])
+def test_neighbours_of_the_other_modality_and_temperature_equal_the_float64_loop(
+    attention, same_class
+):
+    embeddings, labels = case(20)
+    references, _ = case(21)
+    options = {"num_neighbors": 4, "attention": attention, "same_class": same_class}
+    actual = jax.jit(functools.partial(aa.anchor_aware_proxies, **options))(
+        embeddings, labels, references=references, temperature=0.3
+    )
+    expected = oracles.proxies(
+        embeddings, labels, references=references, temperature=0.3, **options
+    )
+    close(actual, expected)
+    assert not np.allclose(actual, oracles.proxies(embeddings, labels, **options), atol=1e-2)
+
+
+def test_traced_numbers_of_neighbours_equal_static_ones(attention):
+    embeddings, labels = case(22)
+
+    def of_traced(num_neighbors):
+        return aa.anchor_aware_proxies(
+            embeddings,
+            labels,
+            num_neighbors=num_neighbors,
+            max_neighbors=5,
+            attention=attention,
+            same_class=False,
+        )
+
+    several = jax.jit(jax.vmap(of_traced))(jnp.arange(1, 6))
+    for number, actual in enumerate(several, start=1):
+        expected = oracles.proxies(
+            embeddings, labels, num_neighbors=number, attention=attention, same_class=False
+        )
+        close(actual, expected)
+
+
+def test_without_neighbor_gradient_the_neighbours_are_constants(attention):
+    embeddings, labels = case(23)
+    anchor = 3
+
+    def value(moved, neighbor_gradient):
+        proxies = aa.anchor_aware_proxies(
+            moved,
+            labels,
+            num_neighbors=4,
+            attention=attention,
+            same_class=False,
+            neighbor_gradient=neighbor_gradient,
+        )
+        return jnp.sum(proxies[anchor] * jnp.arange(1.0, 5.0))
+
+    full = jax.grad(value)(embeddings, True)
+    own = jax.grad(value)(embeddings, False)
+    assert value(embeddings, True) == value(embeddings, False)
+    others = np.arange(len(embeddings)) != anchor
+    assert np.abs(full[others]).max() > 1e-3
+    assert not np.any(own[others]) and np.abs(own[anchor]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"num_neighbors": 0, "max_neighbors": 3}, "num_neighbors must be an integer of at least"),
+        ({"num_neighbors": 2.7, "max_neighbors": 3}, "num_neighbors must be an integer of at"),
+        ({"num_neighbors": jnp.float32(2), "max_neighbors": 3}, "must be an integer; got float32"),
+        ({"num_neighbors": 5, "max_neighbors": 2}, "num_neighbors=5 exceeds max_neighbors=2"),
+        ({"max_neighbors": 0}, "max_neighbors must be an integer of at least 1"),
+        ({"temperature": 0.0}, "temperature must be above 0; got 0.0"),
+        ({"temperature": -1}, "temperature must be above 0; got -1"),
+        ({"temperature": math.nan}, "temperature must be above 0; got nan"),
+    ],
+)
+def test_values_that_cannot_be_raise(options, line):
+    with pytest.raises(ValueError, match=line):
+        aa.anchor_aware_proxies(*case(24), **options)

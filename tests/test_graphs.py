@@ -1,5 +1,7 @@
 """The correlation graph: which neighbours, in which order, with which weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,3 +190,26 @@ def test_negative_rows_count_from_the_end():
     expected = aa.correlation_graph(embeddings, labels, num_neighbors=3, rows=np.array([5, 2]))
     for left, right in zip(last, expected, strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize(("num_neighbors", "same_class"), [(4, True), (4, False), (11, True)])
+def test_neighbours_in_the_other_modality_equal_the_float64_loop(num_neighbors, same_class):
+    rng = np.random.default_rng(21)
+    embeddings, references = rng.normal(size=(2, 9, 4))
+    labels = rng.permutation([0, 1, 1, 1, 2, 2, 2, 2, 2])
+    options = {"num_neighbors": num_neighbors, "same_class": same_class}
+    actual = jax.jit(functools.partial(aa.correlation_graph, **options))(
+        embeddings, labels, references=references
+    )
+    expected = oracles.graph(embeddings, labels, references=references, **options)
+    for values, wanted in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(values, wanted, atol=1e-6)
+    # A clip can be a neighbour of itself by its other side.
+    assert np.any(np.asarray(actual.indices)[:, 1:] == np.arange(9)[:, None])
+
+
+def test_references_of_another_shape_raise():
+    with pytest.raises(ValueError, match=r"references must be \(5, 3\).*got \(4, 3\)"):
+        aa.correlation_graph(
+            np.ones((5, 3)), np.arange(5), num_neighbors=2, references=np.ones((4, 3))
+        )
