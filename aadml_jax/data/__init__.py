@@ -11,7 +11,13 @@ from aadml_jax.data.catalog import (
 from aadml_jax.data.feature_files import load_feature_file, open_feature_file
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
 from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset, shared_rows
-from aadml_jax.data.splits import NUM_FOLDS, stratified_folds, with_fold, with_train_fraction
+from aadml_jax.data.splits import (
+    NUM_FOLDS,
+    stratified_folds,
+    with_fold,
+    with_test_group,
+    with_train_fraction,
+)
 from aadml_jax.data.standardization import (
     FeatureStandardization,
     fit_standardization,
@@ -55,5 +61,6 @@ __all__ = [
     "standardize",
     "stratified_folds",
     "with_fold",
+    "with_test_group",
     "with_train_fraction",
 ]

@@ -6,6 +6,7 @@ ordered by a digest, whose value no library's version changes.
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -53,6 +54,65 @@ def with_fold(dataset: RetrievalDataset, fold: int, *, seed: int = 0) -> Retriev
     return dataclasses.replace(dataset, train=train, test=test, test_posteriors=None, prepared=None)
 
 
+def with_test_group(
+    dataset: RetrievalDataset,
+    groups: np.ndarray,
+    *,
+    test_group: int,
+    left_out: Sequence[int] = (),
+) -> RetrievalDataset:
+    """Splits all rows anew: one group for testing, the others for training.
+
+    A group is what should not be on both sides, such as the speaker of a recording.
+
+    Args:
+      dataset: Whose training and test rows, in this order, are put together.
+      groups: Of each row, int [N].
+      test_group: Whose rows are tested on.
+      left_out: Groups that are in neither split, such as the test group of a later report while
+        settings are chosen.
+
+    Returns:
+      The rows, split by group; each split is in the order of the rows, without posteriors.
+
+    Raises:
+      UserError: A group has no rows, no group is left to train on, or a class would be left without
+        a training row.
+      ValueError: There is not one group a row, or the test group is left out.
+    """
+    if test_group in left_out:
+        raise ValueError(f"test_group={test_group} is left out")
+    rows, groups = _joined(dataset.train, dataset.test), np.asarray(groups)
+    if groups.shape != (len(rows),):
+        raise ValueError(f"groups must be [{len(rows)}], one a row; got {groups.shape}")
+    known = np.unique(groups)
+    for group in (test_group, *left_out):
+        if group not in known:
+            raise UserError(
+                f"no row of {dataset.source} is of group {group}; the groups are "
+                f"{', '.join(map(str, known[:20].tolist()))}"
+            )
+    is_test = groups == test_group
+    is_train = ~is_test & ~np.isin(groups, left_out)
+    if not is_train.any():
+        raise UserError(f"{dataset.source} has no group left to train on; leave out fewer")
+    train, test = (
+        dataclasses.replace(
+            rows.select(np.flatnonzero(chosen)),
+            name=f"{split} rows of {dataset.source}",
+        )
+        for split, chosen in (
+            (f"group {_listed(groups[is_train])}: training", is_train),
+            (f"group {test_group}: test", is_test),
+        )
+    )
+    return dataclasses.replace(dataset, train=train, test=test, test_posteriors=None, prepared=None)
+
+
+def _listed(groups: np.ndarray) -> str:
+    return ", ".join(map(str, np.unique(groups).tolist()))
+
+
 def with_train_fraction(
     dataset: RetrievalDataset, fraction: float, *, seed: int = 0
 ) -> RetrievalDataset:
@@ -80,6 +140,26 @@ def with_train_fraction(
     return dataclasses.replace(
         dataset, train=dataset.train.select(np.sort(np.concatenate(rows))), prepared=None
     )
+
+
+def rows_in_shares_of(labels: np.ndarray, like: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Rows with as many of each class as another set has, or all of a class that has fewer.
+
+    Args:
+      labels: To choose from, int [N], or bool [N, C]; clips of several classes count as one of the
+        rarest of them.
+      like: Labels of the other set, of the same kind.
+      seed: Of the choice.
+
+    Returns:
+      Row numbers in rising order.
+    """
+    classes = representative_classes(labels)
+    wanted = dict(zip(*np.unique(representative_classes(like), return_counts=True), strict=True))
+    chosen = [
+        members[: wanted.get(classes[members[0]], 0)] for members in _class_members(labels, seed)
+    ]
+    return np.sort(np.concatenate(chosen))
 
 
 def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int = 0) -> np.ndarray:

@@ -14,9 +14,10 @@ from aadml_jax.data import (
     representative_classes,
     stratified_folds,
     with_fold,
+    with_test_group,
     with_train_fraction,
 )
-from aadml_jax.data.splits import keyed_order
+from aadml_jax.data.splits import keyed_order, rows_in_shares_of
 from aadml_jax.errors import UserError
 
 RNG = np.random.default_rng(3)
@@ -184,3 +185,41 @@ def test_clips_of_several_classes_are_dealt_by_their_rarest():
     for number in range(4):
         counts = np.bincount(folds[representative_classes(labels) == number], minlength=5)
         assert counts.max() - counts.min() <= 1
+
+
+def test_groups_are_on_one_side_each():
+    dataset = dataset_of()
+    groups = np.arange(83) % 4
+    split = with_test_group(dataset, groups, test_group=2, left_out=(0,))
+    everything = np.array(numbers(dataset.train) + numbers(dataset.test))
+    assert numbers(split.test) == everything[groups == 2].tolist()
+    assert numbers(split.train) == everything[(groups == 1) | (groups == 3)].tolist()
+    assert split.test_posteriors is None
+    own = dict(zip(numbers(dataset.test), dataset.test.labels.tolist(), strict=True))
+    own |= dict(zip(numbers(dataset.train), dataset.train.labels.tolist(), strict=True))
+    assert split.test.labels.tolist() == [own[number] for number in numbers(split.test)]
+
+
+def test_groups_that_are_not_there_are_named():
+    with pytest.raises(UserError, match=r"no row of nowhere is of group 7; the groups are 0, 1$"):
+        with_test_group(dataset_of(), np.arange(83) % 2, test_group=1, left_out=(7,))
+    with pytest.raises(ValueError, match=r"groups must be \[83\].*got \(5,\)"):
+        with_test_group(dataset_of(), np.arange(5), test_group=1)
+
+
+def test_rows_are_chosen_in_the_shares_of_another_set():
+    labels = RNG.permutation(np.repeat([0, 1, 2], [10, 4, 6]))
+    rows = rows_in_shares_of(labels, np.array([2, 0, 0, 2, 0, 1, 1, 1, 1, 1, 1]))
+    assert (np.diff(rows) > 0).all()
+    assert np.bincount(labels[rows]).tolist() == [3, 4, 2]  # of class 1 there are but four
+    assert rows.tolist() != rows_in_shares_of(labels, labels[rows], seed=1).tolist()
+    multi_hot = np.zeros((20, 3), bool)
+    multi_hot[np.arange(20), labels] = True
+    assert rows_in_shares_of(multi_hot, multi_hot[rows]).tolist() == rows.tolist()
+
+
+def test_no_group_is_tested_and_left_out():
+    with pytest.raises(ValueError, match="test_group=1 is left out"):
+        with_test_group(dataset_of(), np.arange(83) % 2, test_group=1, left_out=(1,))
+    with pytest.raises(UserError, match="nowhere has no group left to train on"):
+        with_test_group(dataset_of(), np.arange(83) % 2, test_group=1, left_out=(0,))
