@@ -6,12 +6,15 @@ objective = label_weight · (label loss of audio + label loss of visual)
 In each direction the anchors of one modality, as anchor-aware proxies, are compared with the plain
 embeddings of the other (Zeng et al., ICMR 2024, arXiv:2404.13789, step 3). Where the anchors are
 class proxies instead, each modality's samples, as anchor-aware proxies, are compared with them. The
-paper does not publish its label loss, weights or margins; those are this library's choices.
+paper does not publish its label loss, weights or margins; those are this library's choices, by what
+its study found (docs/study.md). As the paper is read here, the label loss is squared and the margin
+of the triplet loss 1.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -42,8 +45,9 @@ class MetricLoss(NamedTuple):
 # dimensions. On the few and noisy dimensions of label space, the softer ones here retrieved better
 # in short runs on two data sets.
 METRIC_LOSSES: dict[str, MetricLoss] = {
+    # Beside cross-entropy 0.3 retrieved better than 1 where data were scarce, as well elsewhere.
+    "triplet": MetricLoss(losses.triplet_loss, {"margin": 0.3}),
     # At margin 1 a hinge in cosine distance is quiet only once all classes are orthogonal.
-    "triplet": MetricLoss(losses.triplet_loss, {"margin": 1.0}),
     "semihard_triplet": MetricLoss(losses.semihard_triplet_loss, {"margin": 1.0}),
     "hard_triplet": MetricLoss(losses.hard_triplet_loss, {"margin": 1.0}),
     "contrastive": MetricLoss(losses.contrastive_loss, {"margin": 1.0}),
@@ -92,6 +96,10 @@ LABEL_LOSSES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
+PROXY_ROLES = ("in_place", "beside", "both_sides")
+NEIGHBORS_FROM = ("own", "other")
+
+
 @dataclasses.dataclass(frozen=True)
 class ObjectiveOptions:
     """What the objective is made of.
@@ -105,6 +113,14 @@ class ObjectiveOptions:
       num_neighbors: k of the correlation graph, the anchor counted.
       attention: `"neighbor"` or `"channel"`, see `anchor_aware_proxies`.
       same_class: whether only samples of the anchor's class can be neighbours.
+      attention_temperature: τ of the attention, above 0, see `anchor_aware_proxies`.
+      neighbors_from: `"own"`, the anchor's own modality, or `"other"`.
+      neighbor_gradient: whether gradients reach the neighbours.
+      proxy_role: `"in_place"`, proxies in the anchors' place, as the paper has it; `"beside"`, the
+        mean of that loss and the one of the plain anchors; `"both_sides"`, proxies in the place of
+        anchors and references. For a loss on class proxies, whose references are the samples,
+        `"in_place"` or `"beside"`.
+      max_neighbors: the largest k, where `num_neighbors` is traced; else None.
       distance: a key of `DISTANCES`; `"cosine"` for a loss on similarities, which sees cosine
         similarities.
       intra_modal: whether audio→audio and visual→visual are added to the two cross-modal
@@ -124,12 +140,17 @@ class ObjectiveOptions:
     base: float | Array | None = None
     gamma: float | Array | None = None
     anchor_aware: bool = True
-    num_neighbors: int = 3
+    num_neighbors: int | Array = 3
     attention: str = "neighbor"
     same_class: bool = True
+    attention_temperature: float | Array = 1.0
+    neighbors_from: str = "own"
+    neighbor_gradient: bool = True
+    proxy_role: str = "in_place"
+    max_neighbors: int | None = None
     distance: str = "cosine"
     intra_modal: bool = False
-    label_loss: str = "squared"
+    label_loss: str = "cross_entropy"
     label_weight: float | Array = 1.0
     metric_weight: float | Array = 1.0
 
@@ -139,6 +160,8 @@ class ObjectiveOptions:
             ("loss", METRIC_LOSSES),
             ("distance", DISTANCES),
             ("label_loss", LABEL_LOSSES),
+            ("neighbors_from", NEIGHBORS_FROM),
+            ("proxy_role", PROXY_ROLES),
         ):
             if getattr(self, field) not in known:
                 raise ValueError(
@@ -156,7 +179,7 @@ class ObjectiveOptions:
 
 
 def conflict(options: Any) -> str | None:
-    """An option that contradicts the chosen loss, and why; None where all go together.
+    """An option that contradicts another one, and why; None where all go together.
 
     Args:
       options: `ObjectiveOptions`, or a configuration with its attributes and a known loss.
@@ -170,9 +193,20 @@ def conflict(options: Any) -> str | None:
         culprit, reason = "distance", "it compares cosine similarities"
     if chosen.on_class_proxies and options.intra_modal:
         culprit, reason = "intra_modal", "it compares samples with class proxies"
+    if chosen.on_class_proxies and options.proxy_role == "both_sides":
+        culprit, reason = "proxy_role", "one of its sides are class proxies"
+    if culprit is None and not options.anchor_aware:
+        for name, default in (("proxy_role", "in_place"), ("neighbors_from", "own")):
+            if getattr(options, name) != default:
+                return f"{name}={getattr(options, name)} does nothing without anchor_aware"
     if culprit is None:
         return None
     return f"{culprit}={getattr(options, culprit)} does not go with loss={options.loss}: {reason}"
+
+
+def _mean(values: Iterable[Array]) -> Array:
+    values = list(values)
+    return sum(values) / len(values)
 
 
 def aadml_objective(
@@ -243,17 +277,33 @@ def aadml_objective(
         gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, tiled=True)
         whole, all_labels, all_targets = jax.tree.map(gather, (own, labels, targets))
 
-    def aware(modality: str) -> Array:
-        if not options.anchor_aware:
-            return own[modality]
+    def aware(modality: str, all_rows: bool = False) -> Array:
+        other = "visual" if modality == "audio" else "audio"
         return anchor_aware_proxies(
             whole[modality],
             all_labels,
             num_neighbors=options.num_neighbors,
             attention=options.attention,
             same_class=options.same_class,
-            rows=None if axis_name is None else rows,
+            rows=None if all_rows or axis_name is None else rows,
+            references=whole[other] if options.neighbors_from == "other" else None,
+            temperature=options.attention_temperature,
+            neighbor_gradient=options.neighbor_gradient,
+            max_neighbors=options.max_neighbors,
         )
+
+    def anchors_of(modality: str) -> list[Array]:
+        """What stands in the anchors' place; the loss is the mean over these."""
+        if not options.anchor_aware:
+            return [own[modality]]
+        if options.proxy_role == "beside":
+            return [own[modality], aware(modality)]
+        return [aware(modality)]
+
+    def references_of(modality: str) -> Array:
+        if not options.anchor_aware or options.proxy_role != "both_sides":
+            return whole[modality]
+        return aware(modality, all_rows=True)
 
     chosen = METRIC_LOSSES[options.loss]
     compare = (
@@ -265,25 +315,29 @@ def aadml_objective(
         one_hot = jnp.eye(num_classes, dtype=audio.dtype)
         proxies = one_hot if class_proxies is None else class_proxies
         for target in own:
-            samples = aware(target)
-            if axis_name is not None:
-                samples = gather(samples)
-            metric_terms[f"classes_to_{target}"] = metric_loss(
-                compare(proxies, samples), all_targets.T > 0
+            metric_terms[f"classes_to_{target}"] = _mean(
+                metric_loss(
+                    compare(proxies, samples if axis_name is None else gather(samples)),
+                    all_targets.T > 0,
+                )
+                for samples in anchors_of(target)
             )
     else:
         relevance = similarity.same_label(labels, all_labels)
         others = rows[:, None] != jnp.arange(len(all_labels), dtype=jnp.int32)[None, :]
-        for source in own:
-            proxies = aware(source)
-            for target, references in whole.items():
-                if source == target and not options.intra_modal:
-                    continue
-                metric_terms[f"{source}_to_{target}"] = metric_loss(
-                    compare(proxies, references),
+        anchors = {source: anchors_of(source) for source in own}
+        references = {target: references_of(target) for target in own}
+        for source, target in itertools.product(own, own):
+            if source == target and not options.intra_modal:
+                continue
+            metric_terms[f"{source}_to_{target}"] = _mean(
+                metric_loss(
+                    compare(of_source, references[target]),
                     relevance,
                     where=others if source == target else None,
                 )
+                for of_source in anchors[source]
+            )
 
     if axis_name is not None:
         # All shares are of one size, so the mean of their means is the mean over the batch.

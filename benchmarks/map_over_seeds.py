@@ -39,7 +39,7 @@ def main() -> None:
     if config.deterministic:
         command_line.set_up_determinism()
     command_line.set_up_compilation_cache(config.compilation_cache)
-    config = configuration.apply_smoke_preset(config, explicit)
+    config = configuration.apply_presets(config, explicit)
     dataset = load_dataset(
         config.dataset, data_dir=config.data_dir, features_file=config.features_file
     )

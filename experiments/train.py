@@ -34,7 +34,7 @@ def main() -> int:
         require_grain()
     command_line.join_processes(config)
     command_line.set_up_compilation_cache(config.compilation_cache)
-    config = configuration.apply_smoke_preset(config, explicit)
+    config = configuration.apply_presets(config, explicit)
     config = dataclasses.replace(
         config, workdir=config.workdir or configuration.default_workdir(config)
     )

@@ -19,7 +19,7 @@ ROW_LOSSES = {name: getattr(oracles, f"{name}_row") for name in METRIC_LOSSES}
 # The parameters that the objective gives each loss unless told otherwise.
 OWN = {
     "contrastive": {"margin": 1.0},
-    "triplet": {"margin": 1.0},
+    "triplet": {"margin": 0.3},
     "semihard_triplet": {"margin": 1.0},
     "hard_triplet": {"margin": 1.0},
     "lifted_structure": {"margin": 1.0},
@@ -97,6 +97,35 @@ def test_anchor_aware_options_reach_the_proxies(attention, same_class):
     assert parts_of(**options)["metric_loss_audio_to_visual"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_neighbours_and_temperature_reach_the_proxies():
+    expected = direction(proxies(AUDIO, references=VISUAL, temperature=0.2), VISUAL)
+    parts = parts_of(neighbors_from="other", attention_temperature=0.2)
+    assert parts["metric_loss_audio_to_visual"] == pytest.approx(expected, rel=1e-5)
+    expected = direction(proxies(VISUAL, references=AUDIO, temperature=0.2), AUDIO)
+    assert parts["metric_loss_visual_to_audio"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["triplet", "supcon"])
+def test_proxies_beside_the_anchors_and_on_both_sides(loss):
+    plain, aware = direction(AUDIO, VISUAL, loss=loss), direction(proxies(AUDIO), VISUAL, loss=loss)
+    beside = parts_of(loss=loss, proxy_role="beside")["metric_loss_audio_to_visual"]
+    assert beside == pytest.approx((plain + aware) / 2, rel=1e-5)
+    both = parts_of(loss=loss, proxy_role="both_sides", intra_modal=True)
+    expected = direction(proxies(AUDIO), proxies(VISUAL), loss=loss)
+    assert both["metric_loss_audio_to_visual"] == pytest.approx(expected, rel=1e-5)
+    expected = direction(proxies(AUDIO), proxies(AUDIO), loss=loss, where=~np.eye(7, dtype=bool))
+    assert both["metric_loss_audio_to_audio"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_proxy_anchor_beside_its_aware_samples():
+    expected = [
+        direction(np.eye(3), samples, loss="proxy_anchor", classes=np.arange(3))
+        for samples in (AUDIO, proxies(AUDIO))
+    ]
+    parts = parts_of(loss="proxy_anchor", proxy_role="beside")
+    assert parts["metric_loss_classes_to_audio"] == pytest.approx(np.mean(expected), rel=1e-5)
+
+
 @pytest.mark.parametrize("anchor_aware", [False, True])
 @pytest.mark.parametrize("loss", sorted(set(METRIC_LOSSES) - {"proxy_anchor"}))
 def test_every_loss_takes_proxies_with_parameters_of_its_own(loss, anchor_aware):
@@ -147,7 +176,8 @@ SEVERAL = np.array(
 def test_metric_and_label_losses_of_several_classes_equal_loops():
     relevance = np.array([[oracles.share_a_class(a, b) for b in SEVERAL] for a in SEVERAL])
     aware = oracles.proxies(AUDIO, SEVERAL, num_neighbors=3)
-    _, parts = aadml_objective(AUDIO, VISUAL, SEVERAL)
+    options = ObjectiveOptions(label_loss="squared")
+    _, parts = aadml_objective(AUDIO, VISUAL, SEVERAL, options=options)
     rows = oracles.by_row(
         oracles.triplet_row, PAIRWISE["cosine"](aware, VISUAL), relevance, **OWN["triplet"]
     )
@@ -184,6 +214,9 @@ def test_class_proxies_of_any_place_attract_all_samples_of_their_class():
         ({"temperature": 0.5}, "temperature=0.5 does not go with loss=triplet.*are margin"),
         ({"loss": "supcon", "distance": "euclidean"}, "distance=euclidean does not go with"),
         ({"loss": "proxy_anchor", "intra_modal": True}, "intra_modal=True does not go with"),
+        ({"loss": "proxy_anchor", "proxy_role": "both_sides"}, "one of its sides are class"),
+        ({"anchor_aware": False, "proxy_role": "beside"}, "proxy_role=beside does nothing without"),
+        ({"anchor_aware": False, "neighbors_from": "other"}, "neighbors_from=other does nothing"),
     ],
 )
 def test_options_that_contradict_the_loss_raise(options, line):
@@ -224,7 +257,7 @@ def test_intra_modal_adds_two_directions_without_the_anchors_own_column():
 
 
 def test_squared_label_loss_sums_over_classes_and_averages_over_the_batch():
-    parts = parts_of()
+    parts = parts_of(label_loss="squared")
     for name, outputs in (("audio", AUDIO), ("visual", VISUAL)):
         expected = sum(
             sum((outputs[i, c] - (LABELS[i] == c)) ** 2 for c in range(3)) for i in range(7)
@@ -290,7 +323,13 @@ def test_margin_can_be_traced():
 
 @pytest.mark.parametrize(
     ("field", "known"),
-    [("loss", "triplet"), ("distance", "cosine"), ("label_loss", "squared")],
+    [
+        ("loss", "triplet"),
+        ("distance", "cosine"),
+        ("label_loss", "squared"),
+        ("neighbors_from", "own"),
+        ("proxy_role", "in_place"),
+    ],
 )
 def test_unknown_names_raise_and_list_the_known_ones(field, known):
     with pytest.raises(ValueError, match=rf"{field} must be one of .*'{known}'.*got 'nope'"):

@@ -17,11 +17,14 @@ from aadml_jax.data import (
     with_train_fraction,
 )
 from aadml_jax.errors import UserError
+from aadml_jax.metrics import SIMILARITIES
 from aadml_jax.objective import (
     DISTANCES,
     LABEL_LOSSES,
     LOSS_PARAMETERS,
     METRIC_LOSSES,
+    NEIGHBORS_FROM,
+    PROXY_ROLES,
     ObjectiveOptions,
     conflict,
 )
@@ -32,6 +35,15 @@ SMOKE_BATCH_SIZE = 100
 SMOKE_TRAIN_ROWS = 300
 SMOKE_TEST_ROWS = 100
 _TRAINABLE = [name for name, spec in DATASETS.items() if not spec.is_built]
+_FLOATS = (
+    "label_weight",
+    "metric_weight",
+    "learning_rate",
+    "weight_decay",
+    "attention_temperature",
+)
+_PAPER_MARGIN = 1.0
+_PAPER_PRESET = {"label_loss": "squared", "similarity": "cosine"}
 _SMOKE_PRESET = {
     "epochs": 20,
     "eval_every": 5,
@@ -92,8 +104,8 @@ class TrainConfig:
     )
     workdir: str | None = _setting(
         None,
-        "folder of the run; default runs/<dataset>, with -fold0, -split3, -fraction0.1, -smoke "
-        "where these are asked for",
+        "folder of the run; default runs/<dataset>, with -fold0, -split3, -fraction0.1, -paper, "
+        "-smoke where these are asked for",
         resumable=True,
         per_process=True,
     )
@@ -106,6 +118,11 @@ class TrainConfig:
         1.0, "part of the training rows of each class to keep, above 0, at most 1"
     )
     split_seed: int = _setting(0, "seed of the rows that --fold and --train_fraction choose")
+    paper: bool = _setting(
+        False,
+        "the method as the paper is read here: squared label loss, margin 1 of the triplet loss, "
+        "retrieval by cosine, unless set by flags of their own",
+    )
     smoke: bool = _setting(
         False,
         f"shrink the run to seconds: {SMOKE_TRAIN_ROWS} training and {SMOKE_TEST_ROWS} test rows; "
@@ -145,6 +162,19 @@ class TrainConfig:
         "neighbor", "reading of the anchor-aware attention", choices=("neighbor", "channel")
     )
     same_class: bool = _setting(True, "only samples of the anchor's class can be neighbours")
+    attention_temperature: float = _setting(
+        1.0, "divides the attention's logits; below 1 its weights are sharper, above 0"
+    )
+    neighbors_from: str = _setting(
+        "own", "modality in which an anchor's neighbours are sought", choices=NEIGHBORS_FROM
+    )
+    neighbor_gradient: bool = _setting(True, "let gradients reach the neighbours")
+    proxy_role: str = _setting(
+        "in_place",
+        "proxies in the anchors' place, beside the anchors (the mean of both losses), or on both "
+        "sides, in the place of anchors and references",
+        choices=PROXY_ROLES,
+    )
     distance: str = _setting(
         "cosine", "distance that the metric loss sees", choices=tuple(DISTANCES)
     )
@@ -152,7 +182,7 @@ class TrainConfig:
         False, "add the audio-to-audio and visual-to-visual directions to the metric loss"
     )
     label_loss: str = _setting(
-        "squared", "loss that ties the outputs to the labels", choices=tuple(LABEL_LOSSES)
+        "cross_entropy", "loss that ties the outputs to the labels", choices=tuple(LABEL_LOSSES)
     )
     label_weight: float = _setting(1.0, "factor of the label loss")
     metric_weight: float = _setting(1.0, "factor of the metric loss")
@@ -167,6 +197,15 @@ class TrainConfig:
         choices=("float32", "bfloat16"),
     )
     learning_rate: float = _setting(1e-4, "learning rate of Adam")
+    weight_decay: float = _setting(
+        0.0, "decoupled weight decay (AdamW) of the towers' weight matrices"
+    )
+    similarity: str = _setting(
+        "posterior",
+        "by which retrieval ranks: cosine of the outputs, or posterior, Σ p(c|query) p(c|item) of "
+        "their softmax",
+        choices=tuple(SIMILARITIES),
+    )
     eval_every: int = _setting(
         10, "epochs between evaluations (and checkpoints) on the test rows", resumable=True
     )
@@ -229,8 +268,9 @@ class TrainConfig:
 
     def objective_options(self) -> ObjectiveOptions:
         """The part that `aadml_objective` needs."""
+        own = {field.name for field in dataclasses.fields(self)}
         names = [field.name for field in dataclasses.fields(ObjectiveOptions)]
-        return ObjectiveOptions(**{name: getattr(self, name) for name in names})
+        return ObjectiveOptions(**{name: getattr(self, name) for name in names if name in own})
 
 
 def resumable_fields() -> frozenset[str]:
@@ -281,8 +321,9 @@ def default_workdir(config: TrainConfig) -> str:
         parts.append(f"split{config.split_seed}")
     if config.train_fraction < 1:
         parts.append(f"fraction{config.train_fraction:g}")
-    if config.smoke:
-        parts.append("smoke")
+    for preset in ("paper", "smoke"):
+        if getattr(config, preset):
+            parts.append(preset)
     return f"runs/{'-'.join(parts)}"
 
 
@@ -314,12 +355,13 @@ def check(config: TrainConfig) -> None:
     ):
         value = getattr(config, name)
         require(name, value is None or value >= 1, "at least 1")
-    for name in (*LOSS_PARAMETERS, "label_weight", "metric_weight", "learning_rate"):
+    for name in (*LOSS_PARAMETERS, *_FLOATS):
         value = getattr(config, name)
         require(name, value is None or math.isfinite(value), "finite")
-    for name in ("label_weight", "metric_weight"):
+    for name in ("label_weight", "metric_weight", "weight_decay"):
         require(name, getattr(config, name) >= 0, "at least 0")
-    require("learning_rate", config.learning_rate > 0, "above 0")
+    for name in ("learning_rate", "attention_temperature"):
+        require(name, getattr(config, name) > 0, "above 0")
     require("dropout", 0 <= config.dropout < 1, "at least 0 and below 1")
     for name in ("seed", "split_seed"):
         require(name, 0 <= getattr(config, name) < 2**32, "from 0 to 2³² − 1")
@@ -357,12 +399,18 @@ def check(config: TrainConfig) -> None:
         raise UserError("--label_weight=0 and --metric_weight=0 leave nothing to train")
 
 
-def apply_smoke_preset(config: TrainConfig, explicit: Set[str]) -> TrainConfig:
-    """With `smoke`, small values for the fields that are not set explicitly."""
-    if not config.smoke:
-        return config
-    preset = {name: value for name, value in _SMOKE_PRESET.items() if name not in explicit}
-    return dataclasses.replace(config, **preset)
+def apply_presets(config: TrainConfig, explicit: Set[str]) -> TrainConfig:
+    """With `smoke` and `paper`, their values for the fields that are not set explicitly."""
+    preset: dict[str, Any] = {}
+    if config.paper:
+        preset |= _PAPER_PRESET
+        if config.loss == "triplet":
+            preset["margin"] = _PAPER_MARGIN
+    if config.smoke:
+        preset |= _SMOKE_PRESET
+    return dataclasses.replace(
+        config, **{name: value for name, value in preset.items() if name not in explicit}
+    )
 
 
 def split_in_words(config: TrainConfig) -> str:

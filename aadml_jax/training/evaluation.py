@@ -31,8 +31,36 @@ def _as_floats(report: Mapping[str, Any]) -> dict[str, Any]:
     return jax.tree.map(float, jax.device_get(dict(report)))
 
 
+def embed(
+    model: TwoTowers, params: Any, features: PairedFeatures, *, batch_size: int = 4096
+) -> tuple[np.ndarray, np.ndarray]:
+    """The towers' outputs for all rows of a split.
+
+    Args:
+      model: the towers.
+      params: their parameters.
+      features: the split [N], standardised as the training rows were.
+      batch_size: rows that are on the device at a time, at least 1.
+
+    Returns:
+      The audio and the visual embeddings, float32 [N, C] each, on the host.
+    """
+    outputs = [
+        jax.device_get(_embed(model, params, features.audio[rows], features.visual[rows]))
+        for first in range(0, len(features), batch_size)
+        for rows in [slice(first, first + batch_size)]
+    ]
+    audio, visual = (np.concatenate(side) for side in zip(*outputs, strict=True))
+    return audio, visual
+
+
 def evaluate(
-    model: TwoTowers, params: Any, features: PairedFeatures, placement: Placement | None = None
+    model: TwoTowers,
+    params: Any,
+    features: PairedFeatures,
+    placement: Placement | None = None,
+    *,
+    similarity: str = "cosine",
 ) -> dict[str, Any]:
     """Cross-modal retrieval report of all rows of a split, as Python floats.
 
@@ -41,13 +69,14 @@ def evaluate(
       params: their parameters.
       features: the split, standardised as the training rows were.
       placement: see `make_evaluate`; of one process.
+      similarity: by which retrieval ranks, `"cosine"` or `"posterior"`.
 
     Returns:
       What `cross_modal_report` returns, with precision and recall at 1, 5 and 10 (at most the
       number of rows).
     """
     batch = (features.audio, features.visual, features.labels)
-    return make_evaluate(model, batch, len(features), placement)(params)
+    return make_evaluate(model, batch, len(features), placement, similarity=similarity)(params)
 
 
 def make_evaluate(
@@ -55,6 +84,8 @@ def make_evaluate(
     rows: tuple[np.ndarray, np.ndarray, np.ndarray],
     num_rows: int,
     placement: Placement | None = None,
+    *,
+    similarity: str = "cosine",
 ) -> Callable[[Any], dict[str, Any]]:
     """A function of the parameters that gives the report of `evaluate`, its rows placed once.
 
@@ -64,31 +95,34 @@ def make_evaluate(
         int [n] or bool [n, C].
       num_rows: rows of the split in all processes.
       placement: devices to share the queries, each ranking the whole gallery; default one.
+      similarity: by which retrieval ranks, `"cosine"` or `"posterior"`.
     """
     ks = tuple(k for k in _CUT_OFFS if k <= num_rows)
     if placement is not None and len(placement.devices) > 1:
         shares = placement.split((*rows, np.ones(len(rows[2]), bool)), num_rows)
-        report_of_shares = _report_of_shares(placement, model, ks)
+        report_of_shares = _report_of_shares(placement, model, ks, similarity)
         return lambda params: _as_floats(report_of_shares(placement.replicate(params), *shares))
 
     audio, visual = jax.device_put(rows[:2])
 
     def report(params: Any) -> dict[str, Any]:
         outputs = _embed(model, params, audio, visual)
-        return _as_floats(cross_modal_report(*outputs, rows[2], ks=ks))
+        return _as_floats(cross_modal_report(*outputs, rows[2], similarity=similarity, ks=ks))
 
     return report
 
 
 @functools.cache
 def _report_of_shares(
-    placement: Placement, model: TwoTowers, ks: tuple[int, ...]
+    placement: Placement, model: TwoTowers, ks: tuple[int, ...], similarity: str
 ) -> Callable[..., dict[str, Any]]:
     def report(
         params: Any, audio: Array, visual: Array, labels: Array, is_real: Array
     ) -> dict[str, Any]:
         outputs = model.apply({"params": params}, audio, visual)
-        return cross_modal_report_of_shares(*outputs, labels, is_real, ks=ks, axis_name=AXIS)
+        return cross_modal_report_of_shares(
+            *outputs, labels, is_real, similarity=similarity, ks=ks, axis_name=AXIS
+        )
 
     rows = P(AXIS)
     return jax.jit(

@@ -200,7 +200,13 @@ class _Run:
             )
         else:
             self.run_steps = make_run_steps(train_step, data.train, data.num_train, **common)
-        self.evaluate = make_evaluate(self.model, data.test, len(data.test_labels), placement)
+        self.evaluate = make_evaluate(
+            self.model,
+            data.test,
+            len(data.test_labels),
+            placement,
+            similarity=config.similarity,
+        )
         is_slow = placement.devices[0].platform == "cpu" or config.input == "stream"
         self.steps_per_call = config.steps_per_call or (
             _STEPS_PER_SLOW_CALL if is_slow else self.steps_per_epoch

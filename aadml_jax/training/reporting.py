@@ -97,8 +97,8 @@ class TensorBoard:
             self._writer.close()
 
 
-def result_table(result: Mapping[str, Any]) -> str:
-    """The final table: both directions, their mean, and the references to read them against.
+def result_rows(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """What a result says of retrieval: the quantity, and its values by direction.
 
     Args:
       result: the content of result.json.
@@ -107,8 +107,17 @@ def result_table(result: Mapping[str, Any]) -> str:
     if result["bayes_reference"] is not None:
         rows.append(("Bayes reference (MAP)", result["bayes_reference_map"]))
     rows.append(("chance (MAP)", dict.fromkeys(DIRECTIONS, result["chance"])))
+    return rows
+
+
+def result_table(result: Mapping[str, Any]) -> str:
+    """The final table: both directions, their mean, and the references to read them against.
+
+    Args:
+      result: the content of result.json.
+    """
     lines = [f"{'':22}{'audio→visual':>14}{'visual→audio':>14}{'mean':>8}"]
-    for name, values in rows:
+    for name, values in result_rows(result):
         audio_to_visual, visual_to_audio, mean = (values[direction] for direction in DIRECTIONS)
         lines.append(f"{name:22}{audio_to_visual:>14.3f}{visual_to_audio:>14.3f}{mean:>8.3f}")
     return "\n".join(lines)

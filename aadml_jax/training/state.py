@@ -13,6 +13,8 @@ from aadml_jax.models import TwoTowers
 from aadml_jax.objective import aadml_objective
 from aadml_jax.training.config import TrainConfig
 
+_TOWERS = ("audio", "visual")
+
 
 class RunKeys(NamedTuple):
     """Independent random keys, all derived from the seed.
@@ -64,7 +66,31 @@ def build_model(config: TrainConfig, num_classes: int) -> TwoTowers:
 
 def build_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """The optimizer that a configuration asks for."""
-    return optax.adam(config.learning_rate)
+    return adam(config.learning_rate, config.weight_decay)
+
+
+def adam(learning_rate: float | Array, weight_decay: float | Array) -> optax.GradientTransformation:
+    """Adam; with decoupled decay (AdamW) of the towers' weight matrices unless `weight_decay` is 0.
+
+    Traced values are always those of AdamW, of which a decay of 0 is Adam to the last bit.
+    """
+    if isinstance(weight_decay, float) and weight_decay == 0:
+        return optax.adam(learning_rate)
+
+    def is_decayed(params: Any) -> Any:
+        return {
+            part: jax.tree.map(
+                lambda leaf, part=part: part in _TOWERS and jnp.ndim(leaf) >= 2, leaves
+            )
+            for part, leaves in params.items()
+        }
+
+    return optax.adamw(learning_rate, weight_decay=weight_decay, mask=is_decayed)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_params(model: TwoTowers, key: Array, audio: Array, visual: Array) -> Any:
+    return model.init(key, audio, visual)["params"]
 
 
 def init_state(
@@ -81,12 +107,11 @@ def init_state(
       standardization: of the features; its lengths are the numbers of features.
     """
     model = build_model(config, num_classes)
-    init = jax.jit(model.init)
     audio, visual = (
         jnp.zeros((1, len(mean)))
         for mean in (standardization.audio_mean, standardization.visual_mean)
     )
-    params = init(run_keys(config.seed).init, audio, visual)["params"]
+    params = _init_params(model, run_keys(config.seed).init, audio, visual)
     if config.class_proxies == "learned":
         params = {**params, "class_proxies": jnp.eye(num_classes)}
     return TrainState(

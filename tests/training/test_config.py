@@ -24,11 +24,15 @@ from aadml_jax.training.config import TrainConfig
 def test_defaults():
     config = TrainConfig()
     assert (config.dataset, config.loss) == ("synthetic", "triplet")
-    assert configuration.resolve(config, 2000).margin == 1.0
+    assert configuration.resolve(config, 2000).margin == 0.3
     assert (config.anchor_aware, config.num_neighbors) == (True, 3)
     assert (config.attention, config.same_class) == ("neighbor", True)
     assert (config.distance, config.intra_modal) == ("cosine", False)
-    assert (config.label_loss, config.label_weight, config.metric_weight) == ("squared", 1.0, 1.0)
+    assert (config.label_loss, config.label_weight, config.metric_weight) == (
+        "cross_entropy",
+        1.0,
+        1.0,
+    )
     assert config.standardize
     assert (config.hidden_sizes, config.dropout) == ((1024, 1024, 1024), 0.1)
     assert (config.learning_rate, config.eval_every, config.seed) == (1e-4, 10, 0)
@@ -98,12 +102,12 @@ def test_a_batch_larger_than_the_data_is_an_error():
 
 def test_smoke_shrinks_what_is_not_set_explicitly():
     config = TrainConfig(smoke=True, hidden_sizes=(1024, 1024, 1024))
-    shrunk = configuration.apply_smoke_preset(config, {"smoke", "hidden_sizes"})
+    shrunk = configuration.apply_presets(config, {"smoke", "hidden_sizes"})
     assert shrunk.hidden_sizes == (1024, 1024, 1024)
     assert shrunk.epochs < 60
     assert configuration.resolve(shrunk, 300).batch_size == 100
     assert configuration.resolve(shrunk, 30).batch_size == 30
-    assert configuration.apply_smoke_preset(TrainConfig(), set()) == TrainConfig()
+    assert configuration.apply_presets(TrainConfig(), set()) == TrainConfig()
 
 
 def test_smoke_keeps_few_rows():
@@ -148,6 +152,11 @@ def test_an_unknown_data_set_is_named():
         ("label_weight", -1.0),
         ("metric_weight", float("inf")),
         ("learning_rate", 0.0),
+        ("weight_decay", -0.1),
+        ("attention_temperature", 0.0),
+        ("proxy_role", "above"),
+        ("neighbors_from", "both"),
+        ("similarity", "dot"),
         ("dropout", 1.0),
         ("seed", -1),
         ("hidden_sizes", (8, 0)),
@@ -218,6 +227,21 @@ def test_splits_that_cannot_be_are_refused(fields, message):
     with pytest.raises(UserError) as caught:
         configuration.check(TrainConfig(**fields))
     assert message in str(caught.value)
+
+
+def test_the_papers_reading_is_one_flag_away():
+    config = configuration.apply_presets(TrainConfig(paper=True), {"paper"})
+    assert (config.label_loss, config.similarity, config.margin) == ("squared", "cosine", 1.0)
+    contrastive = configuration.apply_presets(
+        TrainConfig(paper=True, loss="contrastive"), {"paper", "loss"}
+    )
+    assert contrastive.margin is None
+    config = configuration.apply_presets(
+        TrainConfig(paper=True, smoke=True, similarity="posterior"), {"similarity"}
+    )
+    assert (config.label_loss, config.similarity, config.epochs) == ("squared", "posterior", 20)
+    assert configuration.default_workdir(config) == "runs/synthetic-paper-smoke"
+    assert TrainConfig().similarity == "posterior"
 
 
 def test_the_default_folder_names_the_split():

@@ -10,7 +10,7 @@ import pytest
 
 from aadml_jax.data import PairedFeatures, SyntheticSpec, load_feature_file, make_synthetic
 from aadml_jax.training.config import TrainConfig
-from aadml_jax.training.evaluation import bayes_reference, chance_map, evaluate
+from aadml_jax.training.evaluation import bayes_reference, chance_map, embed, evaluate
 from aadml_jax.training.state import build_model
 
 DIGITS = pathlib.Path(__file__).parents[3] / "shared" / "data" / "fsdd_mnist.h5"
@@ -93,6 +93,12 @@ def test_evaluate_reports_the_map_of_the_towers_outputs(labels):
     assert report["mean"]["map"] == pytest.approx((to_visual + to_audio) / 2, abs=1e-5)
     assert list(report["mean"]["precision_at_k"]) == [1, 5, 10]
 
+    posteriors = [np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (audio, visual)]
+    by_posterior = evaluate(model, params, features, similarity="posterior")
+    to_visual = mean_ap(posteriors[0] @ posteriors[1].T, features.labels)
+    assert by_posterior["audio_to_visual"]["map"] == pytest.approx(to_visual, abs=1e-5)
+    assert by_posterior["mean"]["map"] != report["mean"]["map"]
+
 
 def test_evaluate_leaves_out_cut_offs_beyond_a_small_gallery():
     model = build_model(TrainConfig(hidden_sizes=(4,)), 2)
@@ -115,3 +121,16 @@ def test_bayes_reference_of_a_synthetic_set_is_far_above_chance():
     dataset = make_synthetic(SyntheticSpec(train_size=20, test_size=200))
     report = bayes_reference(*dataset.test_posteriors, dataset.test.labels)
     assert report["mean"]["map"] > 5 * chance_map(dataset.test.labels)
+
+
+def test_embeddings_in_batches_are_those_of_all_rows():
+    spec = SyntheticSpec(num_classes=3, audio_dim=8, visual_dim=12, train_size=50, test_size=20)
+    rows = make_synthetic(spec).test
+    model = build_model(TrainConfig(hidden_sizes=(16,)), num_classes=3)
+    params = model.init(jax.random.key(0), rows.audio, rows.visual)["params"]
+    expected = model.apply({"params": params}, rows.audio, rows.visual)
+    for batch_size in (7, 10, 4096):
+        outputs = embed(model, params, rows, batch_size=batch_size)
+        assert all(isinstance(side, np.ndarray) for side in outputs)
+        for side, other in zip(outputs, expected, strict=True):
+            np.testing.assert_allclose(side, other, rtol=1e-6, atol=1e-7)

@@ -217,15 +217,16 @@ def test_each_device_computes_its_own_anchors_only(mode):
     assert "[48,48]" not in program
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "posterior"])
 @pytest.mark.parametrize(("rows", "labels"), [(48, None), (43, None), (43, MULTI_HOT)])
-def test_evaluation_shares_the_queries(rows, labels):
+def test_evaluation_shares_the_queries(rows, labels, similarity):
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 3, rows) if labels is None else labels
     features = PairedFeatures(rng.normal(size=(rows, 4)), rng.normal(size=(rows, 6)), labels)
     model = TwoTowers(3, (8,))
     params = model.init(jax.random.key(0), features.audio, features.visual)["params"]
-    expected = evaluate(model, params, features)
-    actual = evaluate(model, params, features, placement_of("jit", 8))
+    expected = evaluate(model, params, features, similarity=similarity)
+    actual = evaluate(model, params, features, placement_of("jit", 8), similarity=similarity)
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     np.testing.assert_allclose(jax.tree.leaves(actual), jax.tree.leaves(expected), atol=1e-6)
 
