@@ -1,0 +1,105 @@
+"""What several seeds say: mean and spread of values, and the interval of a paired difference.
+
+>>> mean_and_spread([1.0, 2.0, 3.0])
+MeanAndSpread(mean=2.0, std=1.0, count=3)
+>>> paired_difference([0.75], [0.5])
+PairedDifference(mean=0.25, low=None, high=None, count=1)
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from aadml_jax.errors import UserError
+
+
+class MeanAndSpread(NamedTuple):
+    """Mean of some values and how far they spread.
+
+    Attributes:
+      mean: arithmetic mean.
+      std: standard deviation of the sample (divisor count − 1); None for a single value.
+      count: number of values, from 1.
+    """
+
+    mean: float
+    std: float | None
+    count: int
+
+
+class PairedDifference(NamedTuple):
+    """Mean difference of paired values, with a confidence interval.
+
+    Attributes:
+      mean: mean of values minus baseline.
+      low: lower end of the interval; None for a single pair.
+      high: upper end; None for a single pair.
+      count: number of pairs, from 1.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+
+
+def mean_and_spread(values: Sequence[float]) -> MeanAndSpread:
+    """Mean and standard deviation of a sample.
+
+    Args:
+      values: [n] finite numbers, n ≥ 1; one per seed, say.
+
+    Raises:
+      UserError: there is none, or one isn't a finite number.
+    """
+    sample = _sample(values, "values")
+    std = float(sample.std(ddof=1)) if sample.size > 1 else None
+    return MeanAndSpread(float(sample.mean()), std, sample.size)
+
+
+def paired_difference(
+    values: Sequence[float], baseline: Sequence[float], confidence: float = 0.95
+) -> PairedDifference:
+    """How much better values are than a baseline that shares their seeds.
+
+    The interval is Student's t for the mean of the differences (n − 1 degrees of freedom). Pairing
+    takes out what a seed does to both sides, and with it most of the spread. The interval supposes
+    that the differences are about normal, which so few cannot show.
+
+    Args:
+      values: [n] finite numbers, n ≥ 1.
+      baseline: [n], its element i from the same seed as `values[i]`.
+      confidence: share of such intervals that cover the true mean, in (0, 1).
+
+    Raises:
+      UserError: the lengths differ, a value isn't a finite number, or the confidence is out of
+        range.
+    """
+    from scipy import stats  # half a second that a page without it need not wait for
+
+    sample, reference = _sample(values, "values"), _sample(baseline, "the baseline")
+    if sample.size != reference.size:
+        raise UserError(
+            f"{sample.size} values cannot be paired with {reference.size} of the baseline; give "
+            "one of each per seed"
+        )
+    if not 0 < confidence < 1:
+        raise UserError(f"a confidence of {confidence} is not between 0 and 1; 0.95 is usual")
+    mean, std, count = mean_and_spread(sample - reference)
+    if std is None:
+        return PairedDifference(mean, None, None, count)
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * std / count**0.5
+    return PairedDifference(mean, mean - half, mean + half, count)
+
+
+def _sample(values: Sequence[float], what: str) -> np.ndarray:
+    try:
+        sample = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{what} must be numbers; {values!r:.80} are not") from None
+    if sample.ndim != 1 or not sample.size:
+        raise UserError(f"{what} must be a list of one or more numbers, not shape {sample.shape}")
+    if not np.isfinite(sample).all():
+        raise UserError(f"{what} hold {sample[~np.isfinite(sample)][0]}; leave that run out")
+    return sample

@@ -1,0 +1,179 @@
+"""Retrieved classes, MAP by class, best and worst queries: against loops and hand-made cases."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, confusion_matrix
+
+from aadml_jax.reports import retrieval_views as views
+
+
+def random_case(seed, n=23, m=31, num_classes=4):
+    """Scores without ties [n, m], and labels of queries and gallery in which each class occurs."""
+    rng = np.random.default_rng(seed)
+    queries, gallery = (rng.permutation(np.arange(size) % num_classes) for size in (n, m))
+    return rng.permutation(n * m).reshape(n, m) / (n * m), queries, gallery
+
+
+def ranked(scores):
+    """Gallery items of one query, the best first; of equal ones the earlier first."""
+    return sorted(range(len(scores)), key=lambda item: (-scores[item], item))
+
+
+@pytest.mark.parametrize("k", [None, 1, 7, 31])
+def test_retrieved_classes_are_the_counted_ones(k):
+    scores, queries, gallery = random_case(0)
+    counts = np.zeros((4, 4))
+    for query, row in enumerate(scores):
+        depth = list(gallery).count(queries[query]) if k is None else k
+        for item in ranked(row)[:depth]:
+            counts[queries[query], gallery[item]] += 1
+    expected = counts / counts.sum(axis=1, keepdims=True)
+    result = views.retrieved_classes(scores, queries, gallery, 4, k=k)
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
+    np.testing.assert_allclose(result.sum(axis=1), 1, rtol=1e-12)
+
+
+def test_the_first_result_alone_is_scikit_learns_confusion_of_a_nearest_neighbour_classifier():
+    scores, queries, gallery = random_case(1, n=40, m=17)
+    found = gallery[np.argmax(scores, axis=1)]
+    expected = confusion_matrix(queries, found, normalize="true")
+    result = views.retrieved_classes(scores, queries, gallery, 4, k=1)
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
+
+
+def test_a_perfect_ranking_gives_the_identity_and_the_default_depth_is_the_size_of_the_class():
+    _, queries, gallery = random_case(2)
+    scores = (queries[:, None] == gallery).astype(float)
+    np.testing.assert_array_equal(
+        views.retrieved_classes(scores, queries, gallery, 4), np.identity(4)
+    )
+
+
+def test_equal_scores_rank_in_gallery_order_whatever_the_sign_of_zero():
+    scores = np.array([[0.0, -0.0, 0.0, -1.0, 0.0]])
+    # Class 1 has two items; the first two in gallery order are one of class 0 and one of class 1.
+    result = views.retrieved_classes(scores, np.array([1]), np.array([0, 1, 2, 1, 2]), 3)
+    np.testing.assert_array_equal(result[1], [0.5, 0.5, 0])
+
+
+def test_classes_without_queries_or_gallery_items_have_no_row():
+    scores = np.array([[0.3, 0.2], [0.1, 0.2]])
+    queries, gallery = np.array([0, 2]), np.array([0, 1])
+    default = views.retrieved_classes(scores, queries, gallery, 3)
+    np.testing.assert_array_equal(default, [[1, 0, 0], [np.nan] * 3, [np.nan] * 3])
+    one = views.retrieved_classes(scores, queries, gallery, 3, k=1)
+    np.testing.assert_array_equal(one, [[1, 0, 0], [np.nan] * 3, [0, 1, 0]])
+
+
+def test_parts_of_the_queries_give_what_all_give(monkeypatch):
+    scores, queries, gallery = random_case(3)
+    whole = views.retrieved_class_shares(scores, queries, gallery, 4)
+    monkeypatch.setattr(views, "_ENTRIES_AT_ONCE", 100)  # three rows at a time
+    np.testing.assert_array_equal(views.retrieved_class_shares(scores, queries, gallery, 4), whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"query_labels": np.eye(3, dtype=bool)}, "one class a clip"),
+        ({"scores": np.full((3, 5), np.nan)}, "NaN"),
+        ({"scores": np.zeros(3)}, r"matrix \[N, M\]"),
+        ({"query_labels": np.array([0, 1])}, "as many queries"),
+        ({"gallery_labels": np.array([0, 1, 2, 3, 0])}, "from 0 to 2; got 0 to 3"),
+        ({"query_labels": np.array([0, -1, 0])}, "got -1 to 0"),
+        ({"k": 6}, "k = 6 must be from 1 to the 5"),
+        ({"k": 0}, "k = 0"),
+    ],
+)
+def test_retrieved_classes_refuse_what_does_not_fit(changes, said):
+    arguments = {
+        "scores": np.zeros((3, 5)),
+        "query_labels": np.array([0, 1, 2]),
+        "gallery_labels": np.array([0, 1, 2, 0, 1]),
+        "num_classes": 3,
+    }
+    with pytest.raises(ValueError, match=said):
+        views.retrieved_classes(**{**arguments, **changes})
+
+
+def test_per_class_map_is_scikit_learns_ap_averaged_over_the_class():
+    scores, queries, gallery = random_case(4)
+    values = [
+        average_precision_score(gallery == label, row)
+        for label, row in zip(queries, scores, strict=True)
+    ]
+    expected = [
+        np.mean([v for v, q in zip(values, queries, strict=True) if q == c]) for c in range(4)
+    ]
+    result = views.per_class_map(np.array(values), queries, 5)
+    np.testing.assert_allclose(result, [*expected, np.nan], rtol=1e-12)
+
+
+def test_a_query_of_several_classes_counts_in_each():
+    labels = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0]], bool)
+    result = views.per_class_map(np.array([0.5, 0.25, 0.75]), labels, 4)
+    np.testing.assert_allclose(result, [0.5, (0.5 + 0.25 + 0.75) / 3, 0.75, np.nan])
+
+
+def test_per_class_map_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="differ in their rows"):
+        views.per_class_map(np.zeros(3), np.zeros(4, int), 2)
+    with pytest.raises(ValueError, match="one AP a query"):
+        views.per_class_map(np.zeros((3, 1)), np.zeros(3, int), 2)
+    with pytest.raises(ValueError, match=r"\[N, 2\]"):
+        views.per_class_map(np.zeros(3), np.zeros((3, 4), bool), 2)
+
+
+def test_best_and_worst_are_those_of_a_sorted_list():
+    scores, queries, gallery = random_case(5)
+    relevance = queries[:, None] == gallery
+    values = np.round(np.random.default_rng(6).random(len(scores)), 1)  # with ties
+    best, worst = views.best_and_worst_queries(scores, relevance, values, count=6, top=4)
+    rows = range(len(scores))
+    assert [entry.query for entry in best] == sorted(rows, key=lambda r: (-values[r], r))[:6]
+    assert [entry.query for entry in worst] == sorted(rows, key=lambda r: (values[r], r))[:6]
+    assert len(set(values[[entry.query for entry in worst]])) < 6
+    for entry in (*best, *worst):
+        items = ranked(scores[entry.query])[:4]
+        assert entry.average_precision == values[entry.query]
+        assert entry.gallery.tolist() == items
+        assert entry.relevant.tolist() == [relevance[entry.query, item] for item in items]
+        assert entry.scores.tolist() == [scores[entry.query, item] for item in items]
+
+
+def test_first_results_of_equal_scores_are_in_gallery_order():
+    relevance = np.array([[False, True, False, True]])
+    (entry,), _ = views.best_and_worst_queries(
+        np.array([[0.5, 0.5, 0.9, 0.5]]), relevance, np.array([0.5]), top=3
+    )
+    assert entry.gallery.tolist() == [2, 0, 1]
+    assert entry.relevant.tolist() == [False, False, True]
+
+
+def test_queries_that_had_nothing_to_find_are_neither_best_nor_worst():
+    relevance = np.array([[True, False], [False, False], [False, True]])
+    best, worst = views.best_and_worst_queries(
+        np.zeros((3, 2)), relevance, np.array([1.0, 0.0, 0.5]), count=9
+    )
+    assert [entry.query for entry in best] == [0, 2]
+    assert [entry.query for entry in worst] == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"count": 0}, "count must be at least 1"),
+        ({"top": 0}, "top must be at least 1"),
+        ({"relevance": np.ones((2, 2), bool)}, "does not fit scores"),
+        ({"average_precisions": np.array([1, np.nan])}, "hold NaN"),
+        ({"average_precisions": np.zeros(3)}, "must both be"),
+    ],
+)
+def test_best_and_worst_refuse_what_does_not_fit(changes, said):
+    arguments = {
+        "scores": np.zeros((2, 3)),
+        "relevance": np.ones((2, 3), bool),
+        "average_precisions": np.ones(2),
+    }
+    with pytest.raises(ValueError, match=said):
+        views.best_and_worst_queries(**{**arguments, **changes})

@@ -1,0 +1,70 @@
+"""Statistics over seeds, against SciPy's own tests and arithmetic."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from aadml_jax.errors import UserError
+from aadml_jax.reports.statistics import MeanAndSpread, mean_and_spread, paired_difference
+
+
+def test_spread_is_that_of_a_sample():
+    mean, std, count = mean_and_spread([1.0, 2.0, 6.0])
+    assert mean == 3.0
+    assert std == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+    assert count == 3
+
+
+def test_one_value_has_no_spread():
+    assert mean_and_spread([0.25]) == MeanAndSpread(0.25, None, 1)
+
+
+def test_interval_by_hand():
+    # Differences 1, 2, 6; Student's t of 2 degrees of freedom has its .975 quantile at 4.302653.
+    mean, low, high, count = paired_difference([11.0, 22.0, 36.0], [10.0, 20.0, 30.0])
+    half = 4.302653 * math.sqrt(7) / math.sqrt(3)
+    assert (mean, count) == (3.0, 3)
+    assert low == pytest.approx(3 - half, rel=1e-6)
+    assert high == pytest.approx(3 + half, rel=1e-6)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize("count", [2, 5, 30])
+def test_interval_is_that_of_the_paired_t_test(count, confidence):
+    generator = np.random.default_rng(count)
+    values, baseline = generator.normal([[0.3], [0.0]], 1.0, (2, count))
+    ours = paired_difference(values, baseline, confidence)
+    theirs = stats.ttest_rel(values, baseline).confidence_interval(confidence)
+    assert ours.mean == pytest.approx(np.mean(values) - np.mean(baseline))
+    assert ours[1:3] == pytest.approx((theirs.low, theirs.high))
+
+
+def test_one_pair_has_no_interval():
+    assert paired_difference([0.75], [0.5]) == (0.25, None, None, 1)
+
+
+def test_equal_differences_have_an_interval_without_width():
+    assert paired_difference([1.5, 2.5, 4.5], [1.0, 2.0, 4.0]) == (0.5, 0.5, 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], r"one or more numbers, not shape \(0,\)"),
+        ([[1.0]], r"not shape \(1, 1\)"),
+        ([1.0, math.nan], "hold nan; leave that run out"),
+        (["x"], "must be numbers"),
+    ],
+)
+def test_bad_values_end_in_a_line(values, message):
+    with pytest.raises(UserError, match=message):
+        mean_and_spread(values)
+
+
+def test_unpaired_values_and_an_odd_confidence_end_in_a_line():
+    with pytest.raises(UserError, match="2 values cannot be paired with 1 of the baseline"):
+        paired_difference([1.0, 2.0], [1.0])
+    with pytest.raises(UserError, match="confidence of 95 is not between 0 and 1"):
+        paired_difference([1.0, 2.0], [1.0, 2.0], confidence=95)
