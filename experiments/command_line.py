@@ -68,27 +68,33 @@ def config_from_flags(config_class: type) -> tuple[Any, frozenset[str]]:
     return config_class(**values), frozenset(explicit)
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[..., int | None], *, takes_arguments: bool = False) -> None:
     """Runs a binary: exit status 0 if done, 2 for a user's mistake, 1 for anything else.
 
     A `UserError` is printed as the one line that it is, without a traceback.
+
+    Args:
+      main: what the binary does; called without arguments, or if it takes some, with their list.
+      takes_arguments: whether there may be words that are no flags, before, between or behind the
+        flags, such as names of files; all words behind `--` are. Else they are refused.
     """
 
     def parse_flags(argv: Sequence[str]) -> list[str]:
+        flags.FLAGS.set_gnu_getopt(takes_arguments)
         try:
             rest = flags.FLAGS(argv)
         except SystemExit:  # --help and its kin print and leave with 1
             sys.exit(0)
         except flags.Error as error:
             _fail(f"{' '.join(str(error).split())}; --help lists the flags", USER_MISTAKE)
-        if len(rest) > 1:
+        if len(rest) > 1 and not takes_arguments:
             _fail(f"unexpected argument {rest[1]!r}; flags begin with --", USER_MISTAKE)
         return rest
 
-    def guarded(_: Sequence[str]) -> int:
+    def guarded(argv: Sequence[str]) -> int:
         logging.set_verbosity(logging.WARNING)
         try:
-            return main() or 0
+            return (main(list(argv[1:])) if takes_arguments else main()) or 0
         except UserError as error:
             _fail(str(error), USER_MISTAKE)
         except KeyboardInterrupt:

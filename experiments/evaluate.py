@@ -1,9 +1,11 @@
 """Reports the MAP of a trained run: `python -m experiments.evaluate --checkpoint=WORKDIR`.
 
 Without further flags it repeats the run's reported MAP from the checkpoint and the data recorded in
-the folder. Nothing in the folder is changed.
+the folder. Nothing in the folder is changed. With --report=FOLDER it also writes a page there that
+shows the retrieval: embeddings, classes, and the best and worst queries.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,12 +17,15 @@ from absl import flags
 from aadml_jax.data import RetrievalDataset, load_feature_file, reopen_dataset, standardize
 from aadml_jax.data.catalog import TFDS_PREFIX
 from aadml_jax.errors import UserError
+from aadml_jax.reports.page import Report
+from aadml_jax.reports.retrieval_sections import add_retrieval_sections, require_plots
+from aadml_jax.reports.tables import Table
 from aadml_jax.training import config as configuration
-from aadml_jax.training.evaluation import evaluate
+from aadml_jax.training.evaluation import DIRECTIONS, embed, evaluate
 from aadml_jax.training.loop import recorded_data, restore_for_evaluation, retrieval_result
 from aadml_jax.training.parallel import all_devices
-from aadml_jax.training.reporting import result_table
-from aadml_jax.training.run_folder import CONFIG_FILE, read_run_json
+from aadml_jax.training.reporting import result_rows, result_table
+from aadml_jax.training.run_folder import CONFIG_FILE, read_run_json, versions
 from aadml_jax.training.state import build_model
 from experiments import command_line
 
@@ -37,6 +42,11 @@ _FEATURES_FILE = flags.DEFINE_string(
     "features_file", None, "another HDF5 feature file, whose test rows are evaluated"
 )
 _OUTPUT = flags.DEFINE_string("output", None, "file to write the numbers to, as JSON")
+_REPORT = flags.DEFINE_string(
+    "report",
+    None,
+    "folder to write a page with pictures of the retrieval into; needs the extra 'plots'",
+)
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "auto", "folder of compiled programs; 'auto' or 'off'"
 )
@@ -79,6 +89,8 @@ def main() -> None:
     """Wires checkpoint, data and evaluation together."""
     if _CHECKPOINT.value is None:
         raise UserError("--checkpoint is needed: the --workdir of a training run")
+    if _REPORT.value is not None:
+        require_plots()
     command_line.set_up_compilation_cache(_COMPILATION_CACHE.value)
     workdir = pathlib.Path(os.path.expanduser(_CHECKPOINT.value))
     stored = read_run_json(workdir, CONFIG_FILE)
@@ -101,19 +113,37 @@ def main() -> None:
         )
 
     model = build_model(config, recorded_data(stored)["num_classes"])
-    report = evaluate(
-        model,
-        state.params,
-        standardize(dataset.test.take(slice(None)), state.standardization),
-        all_devices("auto"),
-    )
+    test = standardize(dataset.test.take(slice(None)), state.standardization)
+    report = evaluate(model, state.params, test, all_devices("auto"), similarity=config.similarity)
     result = retrieval_result(report, dataset.test.labels, dataset.test_posteriors)
-    print(
+    what = (
         f"{_WHICH.value} checkpoint of {workdir}, epoch {progress.epoch}; {len(dataset.test)} test "
-        f"pairs of {dataset.source}{configuration.split_in_words(config)}\n\n{result_table(result)}"
+        f"pairs of {dataset.source}{configuration.split_in_words(config)}"
     )
+    print(f"{what}\n\n{result_table(result)}")
     if _OUTPUT.value is not None:
         command_line.write_output(_OUTPUT.value, json.dumps(result, indent=2) + "\n")
+    if _REPORT.value is not None:
+        page = Report(f"Retrieval by {workdir.resolve().name}", f"{what}.")
+        page.section("Result").table(_as_table(result))
+        add_retrieval_sections(
+            page,
+            *embed(model, state.params, test),
+            dataset.test.labels,
+            dataset.class_names or [str(number) for number in range(dataset.num_classes)],
+            similarity=config.similarity,
+        )
+        page.configuration(dataclasses.asdict(config))
+        page.versions(versions())
+        print(f"\nwritten to {page.write(os.path.expanduser(_REPORT.value))}")
+
+
+def _as_table(result: dict[str, Any]) -> Table:
+    rows = [
+        [name, *(values[direction] for direction in DIRECTIONS)]
+        for name, values in result_rows(result)
+    ]
+    return Table("Retrieval of the test rows", ["", "audio→visual", "visual→audio", "mean"], rows)
 
 
 if __name__ == "__main__":

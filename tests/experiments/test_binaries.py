@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import platform
 
 import pytest
 from running import ROOT, run, write_feature_file
@@ -64,6 +65,33 @@ def test_evaluate_repeats_the_reported_map_from_any_directory(small_run, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == files
 
 
+def test_evaluate_writes_a_page_about_the_test_rows(small_run, tmp_path):
+    folder, _, _ = small_run
+    status, output, errors = run(
+        "evaluate", f"--checkpoint={folder}", "--report=page", cwd=tmp_path
+    )
+    assert (status, errors) == (0, "")
+    result = result_of(folder)
+    assert f"{result['map']['mean']:.3f}" in output
+    assert "written to page/report.html" in output
+    numbers = json.loads((tmp_path / "page" / "numbers.json").read_text())
+    tables = {
+        table["title"]: table["records"]
+        for section in numbers["sections"]
+        for table in section["tables"]
+    }
+    row = tables["Retrieval of the test rows"][0]
+    for name, arrow in (("audio_to_visual", "audio→visual"), ("visual_to_audio", "visual→audio")):
+        assert row[arrow] == result["map"][name]
+        # The classes' MAP, each in its share, come to the same: they are of the same embeddings.
+        classes = tables["MAP of each class"]
+        weighted = sum(entry["clips"] * entry[f"MAP {arrow}"] for entry in classes) / 20
+        assert weighted == pytest.approx(result["map"][name], abs=1e-6)
+    assert numbers["configuration"]["batch_size"] == 50
+    assert numbers["versions"]["python"] == platform.python_version()
+    assert (tmp_path / "page" / "figures" / "embeddings.png").exists()
+
+
 def test_evaluate_takes_another_file_of_the_same_dimensions(small_run, tmp_path):
     folder, _, _ = small_run
     other = write_feature_file(tmp_path / "other.h5", seed=1)
@@ -122,7 +150,7 @@ def test_another_configuration_in_the_folder_is_one_line_and_status_2(small_run)
     before = (folder / "metrics.jsonl").read_bytes()
     status, _, errors = run("train", f"--workdir={folder}", *flags, "--margin=0.5")
     assert status == 2
-    assert "checkpoint of another configuration: --margin was 1.0, now 0.5" in errors
+    assert "checkpoint of another configuration: --margin was 0.3, now 0.5" in errors
     assert errors.count("\n") == 1
     assert (folder / "metrics.jsonl").read_bytes() == before
 

@@ -70,6 +70,46 @@ def test_values_of_the_wrong_type_are_refused(parse, flag):
         parse(flag)
 
 
+def run_with(arguments, *, takes_arguments):
+    """Runs a small binary in a fresh process; returns status, output and errors."""
+    program = (
+        "from absl import flags; from experiments import command_line;"
+        "output = flags.DEFINE_string('output', None, 'a file');"
+        "command_line.run(lambda *words: print(words, output.value),"
+        f"                 takes_arguments={takes_arguments})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout.strip(), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "([],) None"),
+        (["a", "--output=x", "b c"], "(['a', 'b c'],) x"),
+        (["--output", "x", "a", "--", "--b"], "(['a', '--b'],) x"),
+    ],
+)
+def test_a_binary_that_takes_arguments_gets_those_that_are_no_flags(arguments, said):
+    assert run_with(arguments, takes_arguments=True) == (0, said, "")
+
+
+def test_an_unknown_flag_among_arguments_is_refused():
+    status, _, errors = run_with(["a", "--outptu=x"], takes_arguments=True)
+    assert status == 2
+    assert "Unknown command line flag 'outptu'" in errors
+    assert errors.count("\n") == 1
+
+
+def test_arguments_are_refused_where_none_are_taken():
+    assert run_with(["--output=x"], takes_arguments=False) == (0, "() x", "")
+    status, output, errors = run_with(["a", "--output=x"], takes_arguments=False)
+    assert (status, output) == (2, "")
+    assert errors == "error: unexpected argument 'a'; flags begin with --\n"
+
+
 def settings_after(code, **environment):
     """Runs code in a fresh process, since JAX's settings are global, and returns its output."""
     program = f"from experiments import command_line; import jax, os; {code}"

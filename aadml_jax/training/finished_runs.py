@@ -1,0 +1,211 @@
+"""Finished runs as they lie in their folders, to be compared with each other."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aadml_jax.errors import UserError
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.evaluation import DIRECTIONS
+from aadml_jax.training.run_folder import CONFIG_FILE, METRICS_FILE, RESULT_FILE, read_run_json
+
+# Where a run lies and reads, and how long it is, which is said beside its settings.
+_NOT_SETTINGS = {"epochs"} | {
+    field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get("per_process")
+}
+_NEEDED_OF_DATA = ("name", "source", "fingerprint", "num_classes", "test_rows")
+_REMEDY = "restore it from a copy, or leave the run out"
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """What a run's folder says of it.
+
+    Attributes:
+      name: of the folder, with as much of its path as tells it from the others.
+      path: of the folder.
+      settings: the configuration, by the names of the flags; that of another version may have other
+        names.
+      data: the description of the data in config.json.
+      epochs: the lines of metrics.jsonl, of epochs 1, 2, …
+      result: the content of result.json.
+      versions: of the packages that the run was finished with.
+    """
+
+    name: str
+    path: pathlib.Path
+    settings: Mapping[str, Any]
+    data: Mapping[str, Any]
+    epochs: Sequence[Mapping[str, Any]]
+    result: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def curve(self, key: str) -> tuple[list[int], list[float]]:
+        """Epochs in which a metric was logged, and its values in them."""
+        lines = [line for line in self.epochs if key in line]
+        return [line["epoch"] for line in lines], [line[key] for line in lines]
+
+
+def read_finished_runs(folders: Sequence[str | os.PathLike[str]]) -> list[FinishedRun]:
+    """Reads the folders of finished runs; nothing in them is changed.
+
+    Args:
+      folders: the --workdir of each run; `~` is expanded.
+
+    Returns:
+      The runs in the order of the folders, each with a name of its own.
+
+    Raises:
+      UserError: if a folder is given twice, or is not that of a finished run, or is damaged.
+    """
+    paths = [pathlib.Path(os.path.expanduser(folder)) for folder in folders]
+    first: dict[pathlib.Path, pathlib.Path] = {}
+    for path in paths:
+        real = path.resolve()
+        if real in first:
+            also = "" if first[real] == path else f", also as {first[real]}"
+            raise UserError(f"{path} is given twice{also}; give each run once")
+        first[real] = path
+    names = _names([pathlib.Path(os.path.abspath(path)) for path in paths])
+    return [_read(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
+    """The settings in which runs differ.
+
+    Left out are the number of epochs and where a run lies and reads. A setting that a run of
+    another version does not know counts as None.
+
+    Returns:
+      By name, the value of each run; in the order of the flags, then of the alphabet.
+    """
+    order = [field.name for field in dataclasses.fields(TrainConfig)]
+    known = {name for run in runs for name in run.settings} - _NOT_SETTINGS
+    names = [*(name for name in order if name in known), *sorted(known - set(order))]
+    values = {name: [run.settings.get(name) for run in runs] for name in names}
+    return {
+        name: column
+        for name, column in values.items()
+        if any(value != column[0] for value in column)
+    }
+
+
+def with_the_same_test_rows(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
+    """Runs put together whose test rows are the same, as far as their folders say.
+
+    They are if the data have one fingerprint, or if splits that differ in their training rows alone
+    (--train_fraction) were taken from one source.
+
+    Returns:
+      Groups in the order of their first runs; figures of different groups are not comparable.
+    """
+    groups: list[list[FinishedRun]] = []
+    for run in runs:
+        for group in groups:
+            if any(_share_test_rows(run, other) for other in group):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    return groups
+
+
+def _share_test_rows(a: FinishedRun, b: FinishedRun) -> bool:
+    if a.data["fingerprint"] == b.data["fingerprint"]:
+        return True
+    training_rows = [
+        (run.settings.get("train_fraction"), run.settings.get("split_seed")) for run in (a, b)
+    ]
+    # Data that differ though the same rows were asked for have changed in between.
+    return training_rows[0] != training_rows[1] and _test_rows(a) == _test_rows(b)
+
+
+def _test_rows(run: FinishedRun) -> tuple[Any, ...]:
+    """Where a run's test rows come from, and what is known of them."""
+    fold = run.settings.get("fold")
+    return (
+        *(run.data[name] for name in ("source", "num_classes", "test_rows")),
+        run.settings.get("smoke"),
+        fold,
+        None if fold is None else run.settings.get("split_seed"),
+        run.result["chance"],
+    )
+
+
+def _names(paths: Sequence[pathlib.Path]) -> list[str]:
+    """What is behind the common beginning of the paths; of a single one its last part."""
+    common = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    return [str(path.relative_to(common)) for path in paths]
+
+
+def _read(path: pathlib.Path, name: str) -> FinishedRun:
+    stored = read_run_json(path, CONFIG_FILE)
+    settings, data = stored.get("config"), stored.get("data")
+    if not isinstance(settings, dict) or not isinstance(settings.get("epochs"), int):
+        raise UserError(f"{path / CONFIG_FILE} holds no configuration of a run; {_REMEDY}")
+    if not isinstance(data, dict) or any(key not in data for key in _NEEDED_OF_DATA):
+        raise UserError(f"{path / CONFIG_FILE} does not describe the run's data; {_REMEDY}")
+    epochs = _read_epochs(path / METRICS_FILE)
+    asked, reached = settings["epochs"], len(epochs)
+    result = read_run_json(path, RESULT_FILE) if (path / RESULT_FILE).exists() else None
+    # A finished run that is being continued keeps its former result until its end.
+    if result is None or result.get("epochs") != asked:
+        raise UserError(
+            f"{path} holds a run that is not finished, at epoch {reached} of {asked}; let "
+            "experiments.train finish it, or leave it out"
+        )
+    _check_result(result, path / RESULT_FILE)
+    if reached != asked:
+        raise UserError(
+            f"{path / METRICS_FILE} is damaged (it has {reached} epochs of {asked}); {_REMEDY}"
+        )
+    return FinishedRun(name, path, settings, data, epochs, result, result["versions"])
+
+
+def _read_epochs(path: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:  # of a run that was stopped in its first epoch
+        return []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
+    epochs = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break  # torn by a crash: the run has not come to its end
+            values = None
+        is_right = (
+            isinstance(values, dict)
+            and values.get("epoch") == number
+            and all(map(_is_number, values.values()))
+        )
+        if not is_right:
+            raise UserError(
+                f"{path} is damaged (line {number} is not that of epoch {number}); {_REMEDY}"
+            )
+        epochs.append(values)
+    return epochs
+
+
+def _check_result(result: Mapping[str, Any], path: pathlib.Path) -> None:
+    try:
+        numbers = [result["chance"], result["seconds"]]
+        numbers += [result[key][name] for key in ("map", "prefix_map") for name in DIRECTIONS]
+        if result["best"] is not None:
+            numbers += [result["best"]["epoch"], result["best"]["mean_map"]]
+        is_right = all(map(_is_number, numbers)) and isinstance(result["versions"], dict)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); {_REMEDY}") from error
+    if not is_right:
+        raise UserError(f"{path} is damaged (it holds no numbers where they belong); {_REMEDY}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
