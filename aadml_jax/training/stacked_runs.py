@@ -1,0 +1,292 @@
+"""Runs stacked along an axis of one compiled program.
+
+Runs that differ only in numbers (`VARYING`) are trained in step by `vmap`, each with the keys,
+batches and dropout masks that it would have alone: a run of a program has the metrics of the same
+run by itself, up to rounding. Several devices share the runs among them.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from aadml_jax._arrays import Array
+from aadml_jax.metrics import cross_modal_report
+from aadml_jax.objective import ObjectiveOptions, aadml_objective
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.held_data import HeldData
+from aadml_jax.training.state import TrainState, adam, build_model, init_state, run_keys
+from aadml_jax.training.step import Batch, begin_epoch, epoch_order, make_train_step, repeat_step
+
+_IN_OBJECTIVE = (
+    "margin",
+    "temperature",
+    "alpha",
+    "beta",
+    "base",
+    "gamma",
+    "num_neighbors",
+    "attention_temperature",
+    "label_weight",
+    "metric_weight",
+)
+VARYING = ("seed", *_IN_OBJECTIVE, "learning_rate", "weight_decay")
+"""Fields of `TrainConfig` in which the runs of one program may differ."""
+
+_AXIS = "runs"
+
+
+class Probe(NamedTuple):
+    """What is measured of each run, from time to time.
+
+    Attributes:
+      rows: to retrieve from; standardised.
+      similarity: by which retrieval ranks.
+      ks: cut-offs of precision@k and recall@k.
+      with_loss: whether to measure the objective too, without dropout, as the mean over batches of
+        the rows in a fixed random order; what does not fill a batch is left out.
+      every: epochs between measurements, besides the last epoch; None measures only then.
+    """
+
+    rows: Batch
+    similarity: str = "cosine"
+    ks: tuple[int, ...] = ()
+    with_loss: bool = False
+    every: int | None = None
+
+    def is_due(self, epoch: int, last: int) -> bool:
+        """Whether to measure after this epoch of so many."""
+        return epoch == last or (self.every is not None and epoch % self.every == 0)
+
+
+def kind_of(config: TrainConfig) -> str:
+    """What the runs of a program have in common."""
+    fields = dataclasses.asdict(config)
+    for name in VARYING:
+        fields[name] = fields[name] is None  # a loss has the parameter or not
+    return json.dumps(fields, sort_keys=True)
+
+
+class StackedRuns:
+    """The compiled program of some runs, and what it works on.
+
+    Attributes:
+      steps_per_epoch: of each run.
+    """
+
+    def __init__(
+        self, configs: Sequence[TrainConfig], data: HeldData, devices: tuple[jax.Device, ...]
+    ):
+        """Places the data on every device.
+
+        Args:
+          configs: resolved configurations of one kind, see `kind_of`.
+          data: from `hold`, all rows in this process.
+          devices: which share the runs.
+        """
+        self.config, self.data = configs[0], data
+        self.model = build_model(self.config, data.num_classes)
+        self.steps_per_epoch = data.num_train // self.config.batch_size
+        self.num_runs = len(configs)
+        # Every device gets equally many; the last run stands in where one is missing.
+        missing = -len(configs) % len(devices)
+        self.configs = [*configs, *[configs[-1]] * missing]
+        self.mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
+        self.rows = jax.device_put(data.train, NamedSharding(self.mesh, P()))
+        self.keys = jax.tree.map(
+            lambda *keys: jnp.stack(keys), *(run_keys(config.seed) for config in self.configs)
+        )
+        self.values = {
+            name: jnp.asarray([getattr(config, name) for config in self.configs])
+            for name in VARYING[1:]
+            if len({getattr(config, name) for config in self.configs}) > 1
+        }
+        self.axes = TrainState(
+            step=P(), params=P(_AXIS), opt_state=P(_AXIS), epoch_sums=P(_AXIS), standardization=P()
+        )
+        run_all = jax.vmap(
+            self._one_epoch,
+            in_axes=(None, 0, 0, self._vmap_axes()),
+            out_axes=self._vmap_axes(),
+        )
+        self._compiled = jax.jit(
+            jax.shard_map(
+                run_all,
+                mesh=self.mesh,
+                in_specs=(P(), P(_AXIS), P(_AXIS), self.axes),
+                out_specs=self.axes,
+                check_vma=False,
+            ),
+            donate_argnums=3,
+        )
+
+    @staticmethod
+    def _vmap_axes() -> TrainState:
+        return TrainState(step=None, params=0, opt_state=0, epoch_sums=0, standardization=None)
+
+    def _options(self, values: dict[str, Array]) -> ObjectiveOptions:
+        """A run's objective, from its share of the values that vary."""
+        in_objective = {name: values[name] for name in _IN_OBJECTIVE if name in values}
+        if "num_neighbors" in in_objective:
+            most = max(config.num_neighbors for config in self.configs)
+            in_objective["max_neighbors"] = most
+        return dataclasses.replace(self.config.objective_options(), **in_objective)
+
+    @functools.cached_property
+    def _losses(self) -> Callable[..., Array]:
+        """The objective of each run on rows that are embedded already."""
+        size = self.config.batch_size
+
+        def of_run(
+            values: dict[str, Array], outputs: tuple[Array, Array], params: Any, labels: Array
+        ) -> Array:
+            num_rows = len(labels)
+            batch = min(size, num_rows)
+            order = jax.random.permutation(jax.random.key(0), num_rows)
+            order = order[: num_rows // batch * batch].reshape(-1, batch)
+            objective = functools.partial(
+                aadml_objective,
+                class_proxies=params.get("class_proxies"),
+                options=self._options(values),
+            )
+            return jnp.mean(
+                jax.lax.map(
+                    lambda rows: objective(*(array[rows] for array in (*outputs, labels)))[0], order
+                )
+            )
+
+        return jax.jit(
+            jax.shard_map(
+                jax.vmap(of_run, in_axes=(0, 0, 0, None)),
+                mesh=self.mesh,
+                in_specs=(P(_AXIS), P(_AXIS), P(_AXIS), P()),
+                out_specs=P(_AXIS),
+                check_vma=False,
+            )
+        )
+
+    def _one_epoch(
+        self, rows: Batch, keys: Any, values: dict[str, Array], state: TrainState
+    ) -> TrainState:
+        optimizer = adam(
+            values.get("learning_rate", self.config.learning_rate),
+            values.get("weight_decay", self.config.weight_decay),
+        )
+        train_step = make_train_step(self.model, optimizer, self._options(values))
+        order = epoch_order(keys, state.step // self.steps_per_epoch, self.data.num_train)
+        size = self.config.batch_size
+
+        def batch_at(step: Array) -> Batch:
+            first = (step % self.steps_per_epoch) * size
+            chosen = jax.lax.dynamic_slice_in_dim(order, first, size)
+            return jax.tree.map(lambda array: array[chosen], rows)
+
+        state = begin_epoch(state, self.steps_per_epoch)
+        return repeat_step(train_step, batch_at, keys, state, self.steps_per_epoch)
+
+    def first_state(self) -> TrainState:
+        """The runs' states before the first step, as host arrays."""
+        states = [
+            init_state(
+                # The structure of the optimizer's state is that of the program.
+                dataclasses.replace(config, weight_decay=self._decay_of_state()),
+                num_classes=self.data.num_classes,
+                standardization=self.data.standardization,
+            )
+            for config in self.configs[: self.num_runs]
+        ]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(states))
+        return stacked._replace(
+            step=jax.device_get(states[0].step), standardization=self.data.standardization
+        )
+
+    def _decay_of_state(self) -> float:
+        return 1.0 if "weight_decay" in self.values else self.config.weight_decay
+
+    def placed(self, state: TrainState) -> TrainState:
+        """A state of host arrays, its runs on the devices that train them."""
+        numbers = np.minimum(np.arange(len(self.configs)), self.num_runs - 1)
+
+        def place(leaf: np.ndarray, spec: P) -> Array:
+            filled = leaf if spec == P() else np.asarray(leaf)[numbers]
+            return jax.device_put(filled, NamedSharding(self.mesh, spec))
+
+        return self._with_specs(place, state)
+
+    def on_host(self, state: TrainState) -> TrainState:
+        """A placed state as host arrays, whatever the number of devices."""
+        return self._with_specs(
+            lambda leaf, spec: leaf if spec == P() else leaf[: self.num_runs],
+            jax.device_get(state),
+        )
+
+    def _with_specs(self, function: Callable[[Any, P], Any], state: TrainState) -> TrainState:
+        return TrainState(
+            *(
+                jax.tree.map(lambda leaf, spec=spec: function(leaf, spec), part)
+                for part, spec in zip(state, self.axes, strict=True)
+            )
+        )
+
+    def run_epoch(self, state: TrainState) -> TrainState:
+        """The runs' states an epoch later; the memory of the given ones is reused."""
+        return jax.block_until_ready(self._compiled(self.rows, self.keys, self.values, state))
+
+    def measuring(self, probes: Mapping[str, Probe]) -> dict[str, Callable[[Any], list[Any]]]:
+        """For each probe, a function of the runs' parameters that gives their reports."""
+        embed = jax.jit(
+            jax.shard_map(
+                jax.vmap(
+                    lambda params, audio, visual: self.model.apply(
+                        {"params": params}, audio, visual
+                    ),
+                    in_axes=(0, None, None),
+                ),
+                mesh=self.mesh,
+                in_specs=(P(_AXIS), P(), P()),
+                out_specs=P(_AXIS),
+                check_vma=False,
+            )
+        )
+
+        def reports(probe: Probe, audio: Array, visual: Array, params: Any) -> list[Any]:
+            embedded = embed(params, audio, visual)
+            outputs = jax.device_get(embedded)
+            measured = [
+                _as_json(
+                    cross_modal_report(
+                        of_audio,
+                        of_visual,
+                        probe.rows.labels,
+                        similarity=probe.similarity,
+                        ks=probe.ks,
+                    )
+                )
+                for of_audio, of_visual in list(zip(*outputs, strict=True))[: self.num_runs]
+            ]
+            if probe.with_loss:
+                losses = self._losses(self.values, embedded, params, probe.rows.labels)
+                for report, loss in zip(measured, jax.device_get(losses), strict=False):
+                    report["loss"] = float(loss)
+            return measured
+
+        whole = NamedSharding(self.mesh, P())
+        return {
+            name: functools.partial(
+                reports, probe, *jax.device_put((probe.rows.audio, probe.rows.visual), whole)
+            )
+            for name, probe in probes.items()
+        }
+
+
+def _as_json(report: Any) -> Any:
+    if isinstance(report, Mapping):
+        return {str(key): _as_json(value) for key, value in report.items()}
+    return float(report)

@@ -1,0 +1,284 @@
+"""Many runs, as few compiled programs: sweeps over seeds, margins, k and weights.
+
+What a sweep has done is kept in a folder, so that it goes on after an interruption, and so that
+sweeps which share runs train them once.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from aadml_jax._files import written_as_a_whole
+from aadml_jax.errors import UserError, one_line
+from aadml_jax.training.checkpoints import Checkpoints, Progress
+from aadml_jax.training.config import TrainConfig, resumable_fields
+from aadml_jax.training.held_data import HeldData
+from aadml_jax.training.loop import TrainingDiverged
+from aadml_jax.training.run_folder import versions
+from aadml_jax.training.stacked_runs import VARYING, Probe, StackedRuns, kind_of
+from aadml_jax.training.state import TrainState
+
+_SECONDS_BETWEEN_CHECKPOINTS = 60.0
+_HISTORY_FILE = "history.json"
+
+
+class RunHistory(NamedTuple):
+    """What became of a run.
+
+    Attributes:
+      losses: by name of a part of the objective, its mean over the steps of each epoch.
+      reports: by name of a probe, `epochs`, those after which it was measured, and `reports`, what
+        `cross_modal_report` gives, as JSON has it (the cut-offs are strings), and the `loss`.
+    """
+
+    losses: dict[str, list[float]]
+    reports: dict[str, dict[str, list[Any]]]
+
+
+def programs(configs: Sequence[TrainConfig], most_runs: int) -> list[list[int]]:
+    """Which runs can share a program.
+
+    Args:
+      configs: resolved configurations.
+      most_runs: that a program may hold; its memory grows with them.
+
+    Returns:
+      Numbers of the configurations, a list for each program, in order of their first run.
+    """
+    groups: dict[str, list[list[int]]] = {}
+    for number, config in enumerate(configs):
+        of_kind = groups.setdefault(kind_of(config), [[]])
+        if len(of_kind[-1]) == most_runs:
+            of_kind.append([])
+        of_kind[-1].append(number)
+    return sorted(group for of_kind in groups.values() for group in of_kind)
+
+
+def run_sweep(
+    configs: Sequence[TrainConfig],
+    data: HeldData,
+    probes: Mapping[str, Probe],
+    *,
+    folder: pathlib.Path,
+    most_runs: int = 20,
+    devices: Sequence[jax.Device] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[RunHistory]:
+    """Trains all runs, program by program, but those whose histories the folder already has.
+
+    Args:
+      configs: resolved configurations; equal ones are trained once.
+      data: see `run_program`.
+      probes: see `run_program`.
+      folder: of histories, made if need be; sweeps may share it.
+      most_runs: in one program.
+      devices: see `run_program`.
+      on_progress: called with the epochs of runs done and to do, those found there left out.
+
+    Returns:
+      The history of each configuration.
+
+    Raises:
+      UserError: the folder cannot be used, or what it holds is damaged.
+      TrainingDiverged: see `run_program`; what was complete before stays.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        known = dict(_kept_runs(folder))
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be used ({error.strerror}); choose another folder"
+        ) from error
+    names = [_identity([config], data, probes) for config in configs]
+    missing = {name: config for name, config in zip(names, configs, strict=True)}
+    missing = {name: config for name, config in missing.items() if name not in known}
+    total, done = sum(config.epochs for config in missing.values()), 0
+    to_do = list(missing.items())
+    for group in programs([config for _, config in to_do], most_runs):
+        of_group = [to_do[number] for number in group]
+
+        def count(epoch: int, before: int = done, size: int = len(group)) -> None:
+            on_progress(before + epoch * size, total)
+
+        identity = _identity([config for _, config in of_group], data, probes)
+        histories = run_program(
+            [config for _, config in of_group],
+            data,
+            probes,
+            folder=folder / f"partial-{identity}",
+            devices=devices,
+            on_epoch=count,
+        )
+        done += sum(config.epochs for _, config in of_group)
+        runs = {
+            name: history._asdict() for (name, _), history in zip(of_group, histories, strict=True)
+        }
+        # One file for all, so that a sweep that is cut off leaves whole programs.
+        with written_as_a_whole(folder / f"{identity}.json") as file:
+            json.dump(runs, file, allow_nan=False)
+        shutil.rmtree(folder / f"partial-{identity}")
+        known.update(runs)
+    for orphan in folder.glob("partial-*"):  # of a sweep in other programs, which is complete now
+        shutil.rmtree(orphan)
+    return [RunHistory(**known[name]) for name in names]
+
+
+def _kept_runs(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted(folder.glob("*.json")):
+        try:
+            for name, run in json.loads(path.read_text()).items():
+                yield name, RunHistory(**run)._asdict()
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({one_line(error)}); remove it") from error
+
+
+def run_program(
+    configs: Sequence[TrainConfig],
+    data: HeldData,
+    probes: Mapping[str, Probe],
+    *,
+    folder: pathlib.Path | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    on_epoch: Callable[[int], None] = lambda epoch: None,
+) -> list[RunHistory]:
+    """Trains runs in step, and measures them.
+
+    Args:
+      configs: resolved configurations of one kind, see `programs`.
+      data: from `hold`, all rows in this process.
+      probes: what is measured, by name.
+      folder: where the runs' state is kept about every minute, for the caller to remove; None
+        keeps nothing.
+      devices: share the runs; default all of this process.
+      on_epoch: called after each epoch with its number.
+
+    Returns:
+      The history of each run.
+
+    Raises:
+      ValueError: the configurations are of several kinds.
+      UserError: the folder cannot be used.
+      TrainingDiverged: an objective or a measurement stopped being finite.
+    """
+    if len({kind_of(config) for config in configs}) != 1:
+        raise ValueError(f"the runs of a program may differ in {', '.join(VARYING)} alone")
+    program = StackedRuns(configs, data, tuple(devices or jax.local_devices()))
+    last = configs[0].epochs
+    measure = program.measuring(probes)
+    identity = _identity(configs, data, probes)
+    history = [
+        RunHistory({}, {name: {"epochs": [], "reports": []} for name in probes}) for _ in configs
+    ]
+    first, epoch, checkpoints = program.first_state(), 0, None
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            restored = _reopen(folder, identity)
+            checkpoints = stack.enter_context(Checkpoints(folder))
+            if restored is not None and (found := checkpoints.restore_latest(first)) is not None:
+                first, epoch = found[0], found[1].epoch
+                history = [_cut(RunHistory(**run), epoch) for run in restored]
+        state = program.placed(first)
+        saved = time.monotonic()
+        while epoch < last:
+            state = program.run_epoch(state)
+            epoch += 1
+            for run, config, losses in zip(
+                history, configs, _mean_losses(program, state), strict=True
+            ):
+                for name, value in losses.items():
+                    _require_finite(name, value, config, epoch)
+                    run.losses.setdefault(name, []).append(value)
+            for name, probe in probes.items():
+                if not probe.is_due(epoch, last):
+                    continue
+                for run, config, report in zip(
+                    history, configs, measure[name](state.params), strict=True
+                ):
+                    _require_finite("MAP", report["mean"]["map"], config, epoch)
+                    _require_finite("loss", report.get("loss", 0.0), config, epoch)
+                    run.reports[name]["epochs"].append(epoch)
+                    run.reports[name]["reports"].append(report)
+            on_epoch(epoch)
+            if checkpoints is not None and time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
+                _write(folder, identity, history)
+                checkpoints.save(program.on_host(state), Progress(epoch, 0.0, None))
+                saved = time.monotonic()
+    return history
+
+
+def _mean_losses(program: StackedRuns, state: TrainState) -> list[dict[str, float]]:
+    """For each run, the mean of each part of the objective over the epoch's steps."""
+    sums = jax.device_get(state.epoch_sums)
+    return [
+        {name: float(totals[number]) / program.steps_per_epoch for name, totals in sums.items()}
+        for number in range(program.num_runs)
+    ]
+
+
+def _require_finite(name: str, value: float, config: TrainConfig, epoch: int) -> None:
+    if not math.isfinite(value):
+        settings = {name: getattr(config, name) for name in ("loss", *VARYING)}
+        said = ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
+        raise TrainingDiverged(
+            f"the {name} of a run became {value} in epoch {epoch} ({said}); lower --learning_rate"
+        )
+
+
+def _identity(configs: Sequence[TrainConfig], data: HeldData, probes: Mapping[str, Probe]) -> str:
+    """Tells apart what would not give the same histories."""
+    left_out = resumable_fields() - {"epochs"}
+    digest = hashlib.blake2b(digest_size=16)
+    for config in configs:
+        fields = dataclasses.asdict(config)
+        digest.update(
+            json.dumps(
+                {name: value for name, value in fields.items() if name not in left_out},
+                sort_keys=True,
+            ).encode()
+        )
+    machine = {"platform": jax.default_backend(), **versions()}
+    digest.update(json.dumps([machine, data.description["fingerprint"]], sort_keys=True).encode())
+    for name, probe in probes.items():
+        digest.update(json.dumps([name, *probe[1:]]).encode())
+        for array in probe.rows:
+            digest.update(f"{array.shape}{array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _reopen(folder: pathlib.Path, identity: str) -> list[dict[str, Any]] | None:
+    """The histories kept in a folder; without any of the same sweep, a new folder."""
+    try:
+        kept = json.loads((folder / _HISTORY_FILE).read_text())
+        if kept["identity"] == identity:
+            return kept["runs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return None
+
+
+def _write(folder: pathlib.Path, identity: str, history: Sequence[RunHistory]) -> None:
+    with written_as_a_whole(folder / _HISTORY_FILE) as file:
+        json.dump({"identity": identity, "runs": [run._asdict() for run in history]}, file)
+
+
+def _cut(run: RunHistory, epoch: int) -> RunHistory:
+    """A history up to an epoch: the file may be ahead of the checkpoint."""
+    losses = {name: values[:epoch] for name, values in run.losses.items()}
+    reports = {}
+    for name, kept in run.reports.items():
+        count = sum(measured <= epoch for measured in kept["epochs"])
+        reports[name] = {field: values[:count] for field, values in kept.items()}
+    return RunHistory(losses, reports)

@@ -1,0 +1,251 @@
+"""Runs of one program: the same as each by itself, wherever it is interrupted or split."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aadml_jax.data import SyntheticSpec, make_synthetic
+from aadml_jax.errors import UserError
+from aadml_jax.objective import aadml_objective
+from aadml_jax.training import sweep
+from aadml_jax.training.config import TrainConfig, resolve
+from aadml_jax.training.held_data import hold
+from aadml_jax.training.loop import TrainingDiverged, run_training
+from aadml_jax.training.run_folder import RunFolder
+from aadml_jax.training.stacked_runs import Probe
+from aadml_jax.training.state import adam, build_model, init_state, run_keys
+from aadml_jax.training.step import Batch, epoch_order, make_train_step
+from aadml_jax.training.sweep import programs, run_program, run_sweep
+
+SPEC = SyntheticSpec(num_classes=3, audio_dim=8, visual_dim=12, train_size=50, test_size=20)
+DATASET = make_synthetic(SPEC)
+DATA = hold(DATASET)
+BASE = resolve(
+    TrainConfig(
+        epochs=3,
+        batch_size=12,  # 4 steps an epoch, two rows left out
+        eval_every=2,
+        hidden_sizes=(16,),
+        learning_rate=1e-2,
+        tensorboard=False,
+    ),
+    50,
+)
+PROBES = {"test": Probe(DATA.test, similarity=BASE.similarity, ks=(1, 5), every=2)}
+# Different in every field that may differ, where the triplet loss has it.
+RUNS = [
+    BASE,
+    dataclasses.replace(BASE, seed=4, margin=0.3, num_neighbors=1),
+    dataclasses.replace(BASE, seed=5, num_neighbors=5, label_weight=0.3, margin=0.9),
+    dataclasses.replace(BASE, attention_temperature=0.1, metric_weight=2.0),
+    dataclasses.replace(BASE, learning_rate=3e-3, weight_decay=0.2),
+]
+# A margin that is set and one that is not are of two kinds.
+RUNS = [dataclasses.replace(run, margin=1.0 if run.margin is None else run.margin) for run in RUNS]
+ONE_DEVICE = jax.devices()[:1]
+
+
+def alone(config, folder):
+    """Losses and mean MAP by epoch of a run by itself."""
+    with RunFolder(folder) as run_folder:
+        run_training(config, DATA, run_folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    maps = {line["epoch"]: line["map_mean"] for line in lines if "map_mean" in line}
+    return [line["loss"] for line in lines], maps
+
+
+@pytest.fixture(scope="module")
+def histories():
+    return run_program(RUNS, DATA, PROBES, devices=ONE_DEVICE)
+
+
+@pytest.mark.parametrize("number", range(len(RUNS)))
+def test_a_run_of_a_program_is_the_run_by_itself(histories, tmp_path, number):
+    losses, maps = alone(RUNS[number], tmp_path)
+    history = histories[number]
+    assert history.losses["loss"] == pytest.approx(losses, rel=1e-5)
+    kept = history.reports["test"]
+    assert kept["epochs"] == [2, 3] == list(maps)
+    # Ranks are of 20 items: a rounding that swaps two of them would show.
+    actual = [report["mean"]["map"] for report in kept["reports"]]
+    assert actual == pytest.approx(list(maps.values()), abs=1e-5)
+    assert set(kept["reports"][0]["mean"]["precision_at_k"]) == {"1", "5"}
+    others = [other.losses["loss"] for other in histories if other is not history]
+    assert all(np.abs(np.subtract(other, losses)).max() > 1e-3 for other in others)
+
+
+def test_the_loss_of_other_rows_is_the_objective_of_their_outputs():
+    rows = DATA.test  # 20 rows are one batch of 12
+    probes = {"test": Probe(rows, with_loss=True)}
+    runs = [dataclasses.replace(run, epochs=1, dropout=0.4) for run in RUNS[:3]]
+    histories = run_program(runs, DATA, probes, devices=jax.devices()[:2])
+    for run, history in zip(runs, histories, strict=True):
+        state = init_state(run, num_classes=3, standardization=DATA.standardization)
+        keys, model = run_keys(run.seed), build_model(run, 3)
+        step = make_train_step(model, adam(run.learning_rate, 0.0), run.objective_options())
+        order = epoch_order(keys, jnp.int32(0), 50)
+        for number in range(4):
+            chosen = order[12 * number : 12 * number + 12]
+            state = jax.jit(step)(state, Batch(*(x[chosen] for x in DATA.train)), keys.dropout)
+        order = jax.random.permutation(jax.random.key(0), 20)[:12]
+        outputs = model.apply({"params": state.params}, rows.audio[order], rows.visual[order])
+        expected, _ = aadml_objective(*outputs, rows.labels[order], options=run.objective_options())
+        (report,) = history.reports["test"]["reports"]
+        assert report["loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_devices_share_the_runs(histories):
+    # Five runs on three devices: one place is filled up.
+    shared = run_program(RUNS, DATA, PROBES, devices=jax.devices()[:3])
+    assert len(shared) == len(RUNS)
+    for actual, wanted in zip(shared, histories, strict=True):
+        assert actual.losses["loss"] == pytest.approx(wanted.losses["loss"], rel=1e-5)
+        of_both = [history.reports["test"]["reports"][-1] for history in (actual, wanted)]
+        maps = [report["visual_to_audio"]["map"] for report in of_both]
+        assert maps[0] == pytest.approx(maps[1], abs=1e-5)
+
+
+def test_posteriors_rank_otherwise_than_cosines():
+    probes = {
+        "cosine": Probe(DATA.test),
+        "posterior": Probe(DATA.test, similarity="posterior"),
+    }
+    (history,) = run_program([BASE], DATA, probes, devices=ONE_DEVICE)
+    maps = {name: kept["reports"][-1]["mean"]["map"] for name, kept in history.reports.items()}
+    assert maps["cosine"] != maps["posterior"]
+    assert history.reports["cosine"]["epochs"] == [3]
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(epoch):
+    def on_epoch(now):
+        if now == epoch:
+            raise Stopped
+
+    return on_epoch
+
+
+def test_an_interrupted_program_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    folder = tmp_path / "program"
+    begun = []
+    whole = run_program(RUNS[:2], DATA, PROBES, devices=ONE_DEVICE)
+    # The second stop comes between the measurement of epoch 2 and its checkpoint.
+    for stop in (1, 2):
+        with pytest.raises(Stopped):
+            run_program(
+                RUNS[:2],
+                DATA,
+                PROBES,
+                folder=folder,
+                devices=ONE_DEVICE,
+                on_epoch=stop_after(stop + 1),
+            )
+    again = run_program(
+        RUNS[:2], DATA, PROBES, folder=folder, devices=ONE_DEVICE, on_epoch=begun.append
+    )
+    assert begun == [3]
+    assert again == whole
+
+
+def test_what_another_sweep_left_is_not_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    folder = tmp_path / "program"
+    with pytest.raises(Stopped):
+        run_program([BASE], DATA, PROBES, folder=folder, on_epoch=stop_after(3))
+    begun = []
+    other = dataclasses.replace(BASE, seed=9)
+    run_program([other], DATA, PROBES, folder=folder, on_epoch=begun.append)
+    assert begun == [1, 2, 3]
+
+
+def test_a_sweep_trains_what_is_missing(tmp_path):
+    progress = []
+    first = run_sweep(RUNS[:2], DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE)
+    contrastive = dataclasses.replace(BASE, loss="contrastive")
+    runs = [RUNS[1], contrastive, RUNS[0], contrastive]
+    again = run_sweep(
+        runs,
+        DATA,
+        PROBES,
+        folder=tmp_path,
+        devices=ONE_DEVICE,
+        on_progress=lambda *counts: progress.append(counts),
+    )
+    assert progress == [(1, 3), (2, 3), (3, 3)]  # the epochs of one run
+    assert [again[0], again[2]] == [first[1], first[0]]
+    assert again[1] == again[3]
+    assert again[1].losses["loss"] != again[0].losses["loss"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"name": {"losses": {}}}', '{"name": 3}'])
+def test_a_damaged_file_of_histories_is_named(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match=r"x.json is damaged .*remove it"):
+        run_sweep([BASE], DATA, PROBES, folder=tmp_path)
+
+
+def test_a_program_goes_on_with_other_devices(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    whole = run_program(RUNS[:3], DATA, PROBES, devices=ONE_DEVICE)
+    with pytest.raises(Stopped):
+        # Three runs on two devices: one place is filled up, and not stored.
+        run_program(
+            RUNS[:3],
+            DATA,
+            PROBES,
+            folder=tmp_path / "program",
+            devices=jax.devices()[:2],
+            on_epoch=stop_after(2),
+        )
+    begun = []
+    again = run_program(
+        RUNS[:3],
+        DATA,
+        PROBES,
+        folder=tmp_path / "program",
+        devices=ONE_DEVICE,
+        on_epoch=begun.append,
+    )
+    assert begun == [2, 3]
+    for actual, wanted in zip(again, whole, strict=True):
+        assert actual.losses["loss"] == pytest.approx(wanted.losses["loss"], rel=1e-5)
+
+
+def test_a_run_that_breaks_in_its_last_step_is_no_result(tmp_path):
+    broken = dataclasses.replace(BASE, epochs=1, batch_size=50, learning_rate=1e38)
+    with pytest.raises(TrainingDiverged, match="the MAP of a run became nan in epoch 1"):
+        run_sweep([broken], DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_what_an_interrupted_sweep_left_is_cleared_away(tmp_path):
+    (tmp_path / "partial-0123").mkdir()
+    run_sweep([BASE], DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_programs_hold_runs_of_one_kind():
+    runs = [
+        BASE,
+        dataclasses.replace(BASE, attention="channel"),
+        dataclasses.replace(BASE, seed=1),
+        dataclasses.replace(BASE, seed=2, num_neighbors=7, weight_decay=0.1),
+        dataclasses.replace(BASE, attention="channel", seed=3),
+    ]
+    assert programs(runs, 2) == [[0, 2], [1, 4], [3]]
+    with pytest.raises(ValueError, match="may differ in seed, margin"):
+        run_program(runs, DATA, PROBES)
+
+
+def test_a_run_that_diverges_is_named():
+    runs = [BASE, dataclasses.replace(BASE, learning_rate=1e30)]
+    with pytest.raises(TrainingDiverged, match=r"became .* \(loss triplet, .*learning_rate 1e\+30"):
+        run_program(runs, DATA, PROBES, devices=ONE_DEVICE)
