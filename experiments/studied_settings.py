@@ -1,0 +1,244 @@
+"""The settings that `experiments.study` compares: one group of factors at a time."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from aadml_jax.objective import METRIC_LOSSES
+
+Changes = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Variants of a setting.
+
+    Attributes:
+      question: what is asked, a sentence or two.
+      variants: by name, what differs from the defaults of `TrainConfig`.
+      baselines: by a variant's name, that of the variant whose MAP its gain is counted from.
+      fractions: parts of the training rows.
+    """
+
+    question: str
+    variants: Mapping[str, Changes]
+    baselines: Mapping[str, str]
+    fractions: tuple[float, ...] = (0.1, 1.0)
+
+    def baseline_of(self, name: str) -> str | None:
+        """The variant to compare with; None for one that stands for itself."""
+        return self.baselines.get(name)
+
+
+# One neighbour is the anchor itself: the method without anchor awareness.
+_PLAIN = {"num_neighbors": 1}
+_LABEL_LOSSES = {
+    "none": {"label_weight": 0.0},
+    "squared": {"label_loss": "squared"},
+    "cross-entropy": {"label_loss": "cross_entropy"},
+}
+_CLASSIFIER = {"label_loss": "cross_entropy", "metric_weight": 0.0, **_PLAIN}
+
+
+def _readings() -> Comparison:
+    variants, baselines = {}, {}
+    for label_loss, of_label in _LABEL_LOSSES.items():
+        for margin in (0.3, 1.0):
+            stem = f"{label_loss}, margin {margin:g}"
+            common = {**of_label, "margin": margin}
+            variants[f"{stem}, plain"] = {**common, **_PLAIN}
+            for k in (3, 7):
+                variants[f"{stem}, neighbor k={k}"] = {**common, "num_neighbors": k}
+            variants[f"{stem}, channel k=3"] = {**common, "attention": "channel"}
+            for name in list(variants):
+                if name.startswith(stem) and not name.endswith("plain"):
+                    baselines[name] = f"{stem}, plain"
+    variants["cross-entropy alone"] = _CLASSIFIER
+    return Comparison(
+        "Label loss, margin and reading of the attention, triplet loss.", variants, baselines
+    )
+
+
+# Where proxies had the best chance: a triplet that never saturates, without and with labels.
+_BASES = {
+    "no label loss, margin 1": {"label_weight": 0.0, "margin": 1.0},
+    "cross-entropy, margin 0.3": {"label_loss": "cross_entropy", "margin": 0.3},
+}
+
+
+def _proxies() -> Comparison:
+    kinds = {
+        "plain": _PLAIN,
+        "k=3": {},
+        "k=3, any class": {"same_class": False},
+        "k=3, neighbours of the other modality": {"neighbors_from": "other"},
+        "k=3, temperature 0.1": {"attention_temperature": 0.1},
+        "k=3, gradient stopped at neighbours": {"neighbor_gradient": False},
+        "k=3, beside the anchors": {"proxy_role": "beside"},
+        "k=3, on both sides": {"proxy_role": "both_sides"},
+    }
+    return _on_bases(
+        kinds,
+        "plain",
+        "Which neighbours, which weights, and where the proxies stand.",
+        fractions=(0.1,),
+    )
+
+
+def _terms() -> Comparison:
+    kinds: dict[str, Changes] = {}
+    for name, changes in {
+        "as it is": {},
+        "intra-modal terms": {"intra_modal": True},
+        "Euclidean distance": {"distance": "euclidean"},
+        "weight decay 0.1": {"weight_decay": 0.1},
+        "metric weight 0.1": {"metric_weight": 0.1},
+        "batches of 100": {"batch_size": 100},
+    }.items():
+        kinds[f"{name}, plain"] = {**changes, **_PLAIN}
+        kinds[f"{name}, k=3"] = changes
+    comparison = _on_bases(
+        kinds, None, "Distance, terms, weights and batch size.", fractions=(0.1,)
+    )
+    baselines = {
+        name: name.replace("k=3", "plain") for name in comparison.variants if "k=3" in name
+    }
+    return dataclasses.replace(comparison, baselines=baselines)
+
+
+def _on_bases(
+    kinds: Mapping[str, Changes],
+    baseline: str | None,
+    question: str,
+    fractions: tuple[float, ...],
+) -> Comparison:
+    variants, baselines = {}, {}
+    for base, common in _BASES.items():
+        for kind, changes in kinds.items():
+            variants[f"{base}: {kind}"] = {**common, **changes}
+            if baseline is not None and kind != baseline:
+                baselines[f"{base}: {kind}"] = f"{base}: {baseline}"
+    return Comparison(question, variants, baselines, fractions)
+
+
+def _losses() -> Comparison:
+    variants, baselines = {"cross-entropy alone": _CLASSIFIER}, {}
+    for loss in METRIC_LOSSES:
+        common = {"loss": loss, "label_loss": "cross_entropy"}
+        if loss == "triplet":
+            common["margin"] = 1.0  # that of its fellows
+        variants[f"{loss}, plain"] = {**common, **_PLAIN}
+        variants[f"{loss}, k=3"] = common
+        baselines[f"{loss}, plain"] = "cross-entropy alone"
+        baselines[f"{loss}, k=3"] = f"{loss}, plain"
+    return Comparison(
+        "Every metric loss beside cross-entropy, plain and with proxies.", variants, baselines
+    )
+
+
+def _weights() -> Comparison:
+    variants: dict[str, Changes] = {"cross-entropy alone": _CLASSIFIER}
+    for decay in (0.1, 1.0):
+        name = f"cross-entropy alone, weight decay {decay:g}"
+        variants[name] = {**_CLASSIFIER, "weight_decay": decay}
+    baselines = {name: "cross-entropy alone" for name in list(variants)[1:]}
+    for loss, of_loss in {
+        "triplet": {"margin": 0.3},
+        "margin": {},
+        "supcon": {},
+        "smooth_ap": {},
+    }.items():
+        for weight in (0.1, 0.3):
+            common = {
+                "loss": loss,
+                "label_loss": "cross_entropy",
+                "metric_weight": weight,
+                **of_loss,
+            }
+            plain = f"{loss} × {weight:g}, plain"
+            variants[plain] = {**common, **_PLAIN}
+            baselines[plain] = "cross-entropy alone"
+            for k in (3, 7):
+                variants[f"{loss} × {weight:g}, k={k}"] = {**common, "num_neighbors": k}
+                baselines[f"{loss} × {weight:g}, k={k}"] = plain
+    return Comparison(
+        "A little of a metric loss beside cross-entropy, and weight decay.", variants, baselines
+    )
+
+
+def _defaults() -> Comparison:
+    variants: dict[str, Changes] = {"cross-entropy alone": _CLASSIFIER}
+    baselines = {}
+    for margin in (0.3, 1.0):
+        for weight in (0.1, 0.3, 1.0):
+            common = {
+                "label_loss": "cross_entropy",
+                "margin": margin,
+                "metric_weight": weight,
+            }
+            plain = f"triplet × {weight:g}, margin {margin:g}, plain"
+            variants[plain] = {**common, **_PLAIN}
+            variants[plain.replace("plain", "k=3")] = common
+            baselines[plain] = "cross-entropy alone"
+            baselines[plain.replace("plain", "k=3")] = plain
+    return Comparison(
+        "Margin and weight of the triplet loss beside cross-entropy.", variants, baselines
+    )
+
+
+def _fractions() -> Comparison:
+    variants = {
+        "no label loss, margin 1, plain": {**_BASES["no label loss, margin 1"], **_PLAIN},
+        "no label loss, margin 1, k=3": _BASES["no label loss, margin 1"],
+        "cross-entropy, margin 0.3, plain": {**_BASES["cross-entropy, margin 0.3"], **_PLAIN},
+        "cross-entropy, margin 0.3, k=3": _BASES["cross-entropy, margin 0.3"],
+        "cross-entropy alone": _CLASSIFIER,
+    }
+    baselines = {
+        "no label loss, margin 1, k=3": "no label loss, margin 1, plain",
+        "cross-entropy, margin 0.3, k=3": "cross-entropy, margin 0.3, plain",
+        "cross-entropy, margin 0.3, plain": "cross-entropy alone",
+    }
+    return Comparison("How much data.", variants, baselines, (0.02, 0.05, 0.1, 0.2, 0.5, 1.0))
+
+
+SCREENED: dict[str, Comparison] = {
+    "readings": _readings(),
+    "proxies": _proxies(),
+    "losses": _losses(),
+    "weights": _weights(),
+    "defaults": _defaults(),
+    "terms": _terms(),
+    "fractions": _fractions(),
+}
+"""What is screened on validation rows, by name."""
+
+
+def _finalists() -> Comparison:
+    decayed = {"weight_decay": 1.0}
+    little = {"loss": "margin", "label_loss": "cross_entropy", "metric_weight": 0.1}
+    variants = {
+        "the paper's reading, plain": {"label_loss": "squared", "margin": 1.0, **_PLAIN},
+        "the paper's reading, k=3": {"label_loss": "squared", "margin": 1.0},
+        "no label loss, margin 1, plain": {**_BASES["no label loss, margin 1"], **_PLAIN},
+        "no label loss, margin 1, k=3": _BASES["no label loss, margin 1"],
+        "cross-entropy alone": _CLASSIFIER,
+        "cross-entropy alone, weight decay 1": {**_CLASSIFIER, **decayed},
+        "margin loss × 0.1, weight decay 1, plain": {**little, **decayed, **_PLAIN},
+        "margin loss × 0.1, weight decay 1, k=7": {**little, **decayed, "num_neighbors": 7},
+    }
+    return Comparison(
+        "What screening left: the paper's reading, the bar, and the best with proxies.",
+        variants,
+        {
+            "the paper's reading, k=3": "the paper's reading, plain",
+            "no label loss, margin 1, k=3": "no label loss, margin 1, plain",
+            "cross-entropy alone, weight decay 1": "cross-entropy alone",
+            "margin loss × 0.1, weight decay 1, plain": "cross-entropy alone, weight decay 1",
+            "margin loss × 0.1, weight decay 1, k=7": "margin loss × 0.1, weight decay 1, plain",
+        },
+    )
+
+
+CONFIRMED: dict[str, Comparison] = {"finalists": _finalists()}
+"""What is reported on the test rows, by name: chosen by hand from what was screened."""
