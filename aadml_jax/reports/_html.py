@@ -18,11 +18,15 @@ _LONG_TEXT = 48
 
 def paragraph(text: str, css_class: str = "") -> str:
     """A paragraph; `words in backticks` are set as code."""
-    content = "".join(
+    content = _line(text)
+    return f'<p class="{css_class}">{content}</p>' if css_class else f"<p>{content}</p>"
+
+
+def _line(text: str) -> str:
+    return "".join(
         f"<code>{html.escape(piece)}</code>" if is_code else html.escape(piece)
         for is_code, piece in _markdown.pieces(text)
     )
-    return f'<p class="{css_class}">{content}</p>' if css_class else f"<p>{content}</p>"
 
 
 def section(identifier: str, title: str, content: Sequence[str]) -> str:
@@ -66,13 +70,13 @@ def table(identifier: str, content: Table, file_name: str) -> str:
 
 
 def figure(name: str, svg: str, caption: str) -> str:
-    """A figure with its caption, its drawing part of the page."""
-    drawing = _inline_svg.inline(svg, name, caption)
+    """A figure, its drawing part of the page, and its caption; `words in backticks` are code."""
+    drawing = _inline_svg.inline(svg, name, caption.replace("`", ""))
     width = drawing.partition('width="')[2].partition('"')[0]
     return (
         f'<figure class="figure" id="figure-{name}" style="--width:{width or 640}px">'
         f'\n<div class="box" role="group" tabindex="0" aria-label="Figure {name}">'
-        f"{drawing}</div>\n<figcaption>{html.escape(caption)}</figcaption>\n</figure>"
+        f"{drawing}</div>\n<figcaption>{_line(caption)}</figcaption>\n</figure>"
     )
 
 

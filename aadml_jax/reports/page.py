@@ -60,7 +60,8 @@ class Section:
         Args:
           name: of its files; small letters, digits, - and _, each name once in a report.
           figure: of Matplotlib, drawn by `figures` or otherwise.
-          caption: what it shows, in words that also serve those who cannot see it.
+          caption: what it shows, in words that also serve those who cannot see it; `words in
+            backticks` are set as code.
 
         Raises:
           UserError: the name has other characters or is taken, or there is no caption.

@@ -140,6 +140,14 @@ def test_a_figure_of_another_style_keeps_its_white_ground(tmp_path):
     assert "var(--" not in drawing.partition("</svg>")[0]
 
 
+def test_captions_set_code_as_code_and_describe_without_its_marks(tmp_path):
+    report = Report("t")
+    report.section("s").figure("figure", small_figure(), "Loss `a<b` by epoch.")
+    text = report.write(tmp_path).read_text()
+    assert "<figcaption>Loss <code>a&lt;b</code> by epoch.</figcaption>" in text
+    assert 'aria-label="Loss a&lt;b by epoch."' in text
+
+
 def test_text_from_outside_stays_text(tmp_path):
     report = Report(f"title {ATTACK}", f"introduction {ATTACK} `code {ATTACK}`")
     section = report.section(f"section {ATTACK}", f"text {ATTACK}")
