@@ -1,4 +1,4 @@
-"""Figures in one style: curves, heat maps, two-dimensional embeddings, bars per class.
+"""Figures in one style: curves, intervals, heat maps, embeddings in the plane, bars per class.
 
 Needs Matplotlib (`pip install -e '.[plots]'`), which is imported when a figure is drawn. No figure
 depends on the display, on `matplotlibrc` or on the state of `pyplot`, and the same input gives the
@@ -25,6 +25,7 @@ from aadml_jax.reports import _drawing
 from aadml_jax.reports._drawing import MUTED, PALETTE, PAPER
 from aadml_jax.reports._figure_content import Curve, Embedding, Panel, Reference
 from aadml_jax.reports._figure_files import FigureFiles, write_figure
+from aadml_jax.reports.statistics import PairedDifference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +42,7 @@ __all__ = [
     "draw_bars",
     "draw_curves",
     "draw_heat_map",
+    "draw_intervals",
     "draw_scatter",
     "write_figure",
 ]
@@ -259,6 +261,61 @@ def draw_bars(
         ax.set_ylim(len(labels) - 0.4, -0.6)
         ax.tick_params(axis="y", length=0)
         _drawing.legend(figure, handles)
+        return _drawing.settled(figure)
+
+
+def draw_intervals(
+    labels: Sequence[str],
+    panels: Mapping[str, Sequence[PairedDifference | None]],
+    *,
+    value_label: str,
+) -> "Figure":
+    """Differences with their confidence intervals, a row for each label, about a line at 0.
+
+    A point is filled where its interval leaves 0 out, hollow where it holds 0 or there is none.
+
+    Args:
+      labels: [n] names of the rows, the first on top; n ≥ 1.
+      panels: by title, [n] differences each; None leaves the row of that panel empty. Panels stand
+        side by side on one scale.
+      value_label: what the differences are.
+
+    Raises:
+      UserError: lengths differ, there is no panel, a number isn't finite, or Matplotlib isn't
+        installed.
+    """
+    for title, differences in panels.items():
+        if len(differences) != len(labels) or not labels:
+            raise UserError(
+                f"intervals {title!r}: {len(differences)} differences for {len(labels)} labels; "
+                "give one for each"
+            )
+        for name, difference in zip(labels, differences, strict=True):
+            given = [value for value in difference or () if value is not None]
+            _drawing.check_array(given, f"intervals {title!r}, {name!r}")
+    with _drawing.style():
+        names = 0.075 * max(map(len, labels))  # inches, before the first panel alone
+        size = (2.9 + names / len(panels), min(14, 1.0 + 0.27 * len(labels)))
+        figure, axes = _drawing.grid(len(panels), panel_size=size)
+        for (title, differences), ax in zip(panels.items(), axes, strict=True):
+            _drawing.label(ax, title, value_label, "")
+            ax.grid(True, axis="x")
+            ax.axvline(0, color=MUTED, lw=1.3, zorder=1)
+            for row, difference in enumerate(differences):
+                if difference is None:
+                    continue
+                mean, low, high, _ = difference
+                is_clear = low is not None and (low > 0 or high < 0)
+                if low is not None:
+                    ax.plot([low, high], [row, row], color=PALETTE[0], lw=1.7)
+                fill = PALETTE[0] if is_clear else PAPER
+                ax.plot(mean, row, ls="", marker="o", mec=PALETTE[0], mfc=fill)
+            ax.set_yticks(np.arange(len(labels)), labels if ax is axes[0] else [])
+            ax.set_ylim(len(labels) - 0.4, -0.6)
+            ax.tick_params(axis="y", length=0)
+        ends = [end for ax in axes for end in ax.get_xlim()]
+        for ax in axes:
+            ax.set_xlim(min(ends), max(ends))
         return _drawing.settled(figure)
 
 

@@ -20,9 +20,11 @@ from aadml_jax.reports.figures import (
     draw_bars,
     draw_curves,
     draw_heat_map,
+    draw_intervals,
     draw_scatter,
     write_figure,
 )
+from aadml_jax.reports.statistics import PairedDifference
 
 needs_matplotlib = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None,
@@ -41,6 +43,9 @@ def one_of_each():
         "curves": draw_curves([PANEL]),
         "heat": draw_heat_map([[0.1, np.nan, 0.9]], ["r"], ["a", "b", "c"], title="t"),
         "scatter": draw_scatter([Embedding("t", audio, visual, labels)], class_names=["a", "b"]),
+        "intervals": draw_intervals(
+            ["a", "b"], {"x": [PairedDifference(0.1, 0, 0.2, 3), None]}, value_label="gain"
+        ),
         "bars": draw_bars(["a", "b"], {"x": [0.1, 0.2]}, title="t", value_label="MAP"),
     }
 
@@ -66,6 +71,57 @@ def test_curves_have_the_points_bands_labels_and_levels_that_were_given():
     assert plain.get_color() == aware.get_color() == right.get_lines()[0].get_color()
     assert (plain.get_linestyle(), aware.get_linestyle()) == ("--", "-")
     assert plain.get_markerfacecolor() != aware.get_markerfacecolor()
+
+
+@needs_matplotlib
+def test_intervals_are_filled_where_they_leave_zero_out():
+    left = [
+        PairedDifference(0.2, 0.1, 0.3, 5),
+        PairedDifference(0.1, -0.1, 0.3, 5),
+        PairedDifference(-0.2, -0.3, -0.1, 5),
+        None,
+    ]
+    right = [PairedDifference(0.5, None, None, 1), *[None] * 3]
+    figure = draw_intervals(
+        ["better", "unclear", "worse", "baseline"],
+        {"one": left, "two": right},
+        value_label="gain",
+    )
+    one, two = figure.axes
+    assert (one.get_title(loc="left"), one.get_xlabel(), two.get_title(loc="left")) == (
+        "one",
+        "gain",
+        "two",
+    )
+    _, *lines = one.get_lines()
+    bars, points = lines[::2], lines[1::2]
+    for row, (difference, bar, point) in enumerate(zip(left, bars, points, strict=False)):
+        assert bar.get_xydata().tolist() == [[difference.low, row], [difference.high, row]]
+        assert point.get_xydata().tolist() == [[difference.mean, row]]
+        filled = point.get_markerfacecolor() == point.get_markeredgecolor()
+        assert filled == (row in (0, 2))
+    assert len(points) == 3
+    _, alone = two.get_lines()
+    assert alone.get_xydata().tolist() == [[0.5, 0]]
+    assert alone.get_markerfacecolor() != alone.get_markeredgecolor()
+    assert [text.get_text() for text in one.get_yticklabels()] == [
+        "better",
+        "unclear",
+        "worse",
+        "baseline",
+    ]
+    assert one.get_ylim()[0] > one.get_ylim()[1]  # the first on top
+    assert one.get_xlim() == two.get_xlim()
+
+
+@needs_matplotlib
+@pytest.mark.parametrize(
+    ("labels", "differences"),
+    [([], []), (["a"], []), (["a"], [PairedDifference(float("nan"), None, None, 1)])],
+)
+def test_intervals_that_do_not_fit_are_named(labels, differences):
+    with pytest.raises(UserError, match="intervals 'one'"):
+        draw_intervals(labels, {"one": differences}, value_label="gain")
 
 
 @needs_matplotlib
@@ -153,7 +209,7 @@ def test_files_have_the_same_bytes_each_time(tmp_path):
         write_figure(figure, tmp_path / "second", name)
         write_figure(figure, tmp_path / "again", name)
     first = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
-    assert len(first) == 8
+    assert len(first) == 10
     for path in [*(tmp_path / "second").iterdir(), *(tmp_path / "again").iterdir()]:
         assert path.read_bytes() == first[path.name], path.name
 
