@@ -11,6 +11,7 @@ import itertools
 import statistics
 import sys
 import time
+from collections.abc import Set
 
 import jax
 from absl import flags
@@ -31,6 +32,7 @@ from aadml_jax.training.stacked_runs import Probe
 from aadml_jax.training.step import Batch
 from aadml_jax.training.sweep import run_program, run_sweep
 from experiments import command_line
+from experiments.reproduction_runs import Key, resolved_by_seed
 from experiments.reproductions import REPRODUCTIONS, SCOPES, TEST, TRAIN, References
 
 command_line.define_flags(TrainConfig)
@@ -117,8 +119,8 @@ def add_speed(report: Report, configs: list[TrainConfig], data: HeldData) -> Non
     )
 
 
-def checked_config() -> TrainConfig:
-    """The base configuration, before what depends on the data is filled in.
+def checked_config() -> tuple[TrainConfig, Set[str]]:
+    """The configuration that the flags give, and which of its fields they give.
 
     Raises:
       UserError: A flag does not go with reproductions, or has a bad value.
@@ -127,12 +129,13 @@ def checked_config() -> TrainConfig:
     for name in sorted(explicit & _NOT_HERE):
         raise UserError(f"--{name} is not for reproductions, which set it themselves; leave it out")
     configuration.check(config)
-    return configuration.apply_presets(config, explicit)
+    return config, explicit
 
 
 def main() -> int:
     """Wires flags, sweep and report together."""
-    base = checked_config()
+    config, explicit = checked_config()
+    base = configuration.apply_presets(config, explicit)
     if base.deterministic:
         command_line.set_up_determinism()
     command_line.set_up_compilation_cache(base.compilation_cache)
@@ -144,14 +147,11 @@ def main() -> int:
     names = list(REPRODUCTIONS) if _WHAT.value == "all" else [_WHAT.value]
     workdir = base.workdir or configuration.default_workdir(base).replace("/", "/reproduce-", 1)
 
-    wanted = {
-        (name, key, seed): configuration.resolve(
-            dataclasses.replace(config, seed=base.seed + seed), data.num_train
-        )
-        for name in names
-        for key, config in REPRODUCTIONS[name].runs(base).items()
-        for seed in range(count)
-    }
+    wanted: dict[tuple[str, Key, int], TrainConfig] = {}
+    for name in names:
+        runs = REPRODUCTIONS[name].runs(config)
+        of_seeds = resolved_by_seed(runs, explicit, count=count, num_train=data.num_train)
+        wanted |= {(name, *key_and_seed): run for key_and_seed, run in of_seeds.items()}
     resolved = configuration.resolve(base, data.num_train)
     with RunFolder(workdir) as folder:
         print(

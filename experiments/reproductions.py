@@ -1,7 +1,7 @@
-"""What the paper evaluates: the runs that each figure or table takes, and what it shows of them.
+"""What the paper evaluates: each figure or table, and what it shows of its runs.
 
-A reproduction names its runs; `experiments.reproduce` trains all of them, several seeds each, and
-hands back their histories.
+`reproduction_runs` names the runs; `experiments.reproduce` trains all of them, several seeds each,
+and hands back their histories.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aadml_jax.objective import LOSS_PARAMETERS, METRIC_LOSSES
+from aadml_jax.objective import METRIC_LOSSES
 from aadml_jax.reports.figures import Curve, Panel, draw_curves
 from aadml_jax.reports.literature import literature_table
 from aadml_jax.reports.page import Report
@@ -19,17 +19,27 @@ from aadml_jax.reports.tables import Table
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import DIRECTIONS
 from aadml_jax.training.sweep import RunHistory
+from experiments.reproduction_runs import (
+    AWARE,
+    MOST_NEIGHBORS,
+    NEIGHBOR_LOSSES,
+    PLAIN,
+    TRIPLETS,
+    VARIANTS,
+    Key,
+    loss_runs,
+    neighbor_runs,
+    training_runs,
+    with_and_without,
+)
 
 TEST, TRAIN = "test", "train"
 # Cut-offs of the paper's precision-scope curves, as far as the gallery goes.
 SCOPES = (10, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
-_TRIPLETS = ("triplet", "semihard_triplet", "hard_triplet")
 _LABELS = {"audio_to_visual": "audio→visual", "visual_to_audio": "visual→audio", "mean": "mean"}
 # Data sets that the literature has figures for.
 _QUOTED = ("vegas", "ave")
-_PLAIN, _AWARE = "plain", "anchor-aware"
 
-Key = tuple[str, ...]
 Histories = Mapping[Key, Sequence[RunHistory]]
 
 
@@ -56,40 +66,6 @@ class Reproduction:
     add_to: Callable[[Report, str, Histories, References, TrainConfig], None]
 
 
-def plain(config: TrainConfig) -> TrainConfig:
-    """The method without anchor awareness: k = 1, where the proxy is the anchor itself.
-
-    Unlike `anchor_aware=False`, it shares a compiled program with other k.
-    """
-    return dataclasses.replace(
-        config, anchor_aware=True, attention="neighbor", num_neighbors=1, proxy_role="in_place"
-    )
-
-
-def with_loss(config: TrainConfig, loss: str) -> TrainConfig:
-    """The configuration with another metric loss, which keeps the parameters that it has."""
-    chosen = METRIC_LOSSES[loss]
-    changes: dict[str, Any] = {
-        name: None for name in LOSS_PARAMETERS if name not in chosen.parameters
-    }
-    if chosen.on_similarities:
-        changes["distance"] = "cosine"
-    if chosen.on_class_proxies:
-        changes["intra_modal"] = False
-        if config.proxy_role == "both_sides":
-            changes["proxy_role"] = "in_place"
-    else:
-        changes["class_proxies"] = "one_hot"
-    return dataclasses.replace(config, loss=loss, **changes)
-
-
-def _with_and_without(base: TrainConfig) -> dict[Key, TrainConfig]:
-    return {
-        (_PLAIN,): plain(base),
-        (_AWARE,): dataclasses.replace(base, anchor_aware=True),
-    }
-
-
 def _last(history: RunHistory) -> dict[str, Any]:
     return history.reports[TEST]["reports"][-1]
 
@@ -113,7 +89,7 @@ def _band(values: Any) -> dict[str, np.ndarray]:
 
 
 def _style(name: str) -> str:
-    return "plain" if name == _PLAIN else "aware"
+    return "plain" if name == PLAIN else "aware"
 
 
 def _add_precision_scope(
@@ -125,7 +101,7 @@ def _add_precision_scope(
         f"and over seeds (bands: ± one standard deviation). Loss `{base.loss}`; k = "
         f"{base.num_neighbors} for the anchor-aware runs. The paper shows K from 10 to 1000.",
     )
-    scopes = [int(k) for k in _last(histories[_PLAIN,][0])["mean"]["precision_at_k"]]
+    scopes = [int(k) for k in _last(histories[PLAIN,][0])["mean"]["precision_at_k"]]
 
     def values(name: str, direction: str) -> np.ndarray:
         return np.array(
@@ -142,7 +118,7 @@ def _add_precision_scope(
             "precision@K",
             [
                 Curve(name, scopes, style=_style(name), **_band(values(name, direction)))
-                for name in (_PLAIN, _AWARE)
+                for name in (PLAIN, AWARE)
             ],
             log_x=True,
         )
@@ -156,33 +132,20 @@ def _add_precision_scope(
     section.table(
         Table(
             "Precision at K",
-            ["K", *(f"{_LABELS[d]}, {name}" for d in DIRECTIONS[:2] for name in (_PLAIN, _AWARE))],
+            ["K", *(f"{_LABELS[d]}, {name}" for d in DIRECTIONS[:2] for name in (PLAIN, AWARE))],
             [
                 [
                     k,
                     *(
                         mean_and_spread(values(name, direction)[:, place].tolist())
                         for direction in DIRECTIONS[:2]
-                        for name in (_PLAIN, _AWARE)
+                        for name in (PLAIN, AWARE)
                     ),
                 ]
                 for place, k in enumerate(scopes)
             ],
         )
     )
-
-
-_NEIGHBOR_LOSSES = ("contrastive", *_TRIPLETS)
-_MOST_NEIGHBORS = 7
-
-
-def _neighbor_runs(base: TrainConfig) -> dict[Key, TrainConfig]:
-    base = dataclasses.replace(base, anchor_aware=True, attention="neighbor")
-    return {
-        (loss, str(k)): dataclasses.replace(with_loss(base, loss), num_neighbors=k)
-        for loss in _NEIGHBOR_LOSSES
-        for k in range(1, _MOST_NEIGHBORS + 1)
-    }
 
 
 def _add_neighbors(
@@ -192,10 +155,10 @@ def _add_neighbors(
         title,
         "Mean average precision against k, the neighbours of the correlation graph, the anchor "
         "counted: k = 1 is the method without anchor awareness. Attention is of the reading "
-        "`neighbor`, for only there it is. Bands: ± one standard deviation "
-        "over seeds.",
+        "`neighbor`, the only one that chooses neighbours. Bands: ± one standard deviation over "
+        "seeds.",
     )
-    ks = list(range(1, _MOST_NEIGHBORS + 1))
+    ks = list(range(1, MOST_NEIGHBORS + 1))
     panels = [
         Panel(
             _LABELS[direction],
@@ -207,7 +170,7 @@ def _add_neighbors(
                     ks,
                     **_band(np.array([_maps(histories[loss, str(k)], direction) for k in ks]).T),
                 )
-                for loss in _NEIGHBOR_LOSSES
+                for loss in NEIGHBOR_LOSSES
             ],
         )
         for direction in DIRECTIONS
@@ -226,7 +189,7 @@ def _add_neighbors(
                     *_map_cells(histories[loss, str(k)]),
                     None if k == 1 else _difference(histories[loss, str(k)], histories[loss, "1"]),
                 ]
-                for loss in _NEIGHBOR_LOSSES
+                for loss in NEIGHBOR_LOSSES
                 for k in ks
             ],
             note=_DIFFERENCE_NOTE,
@@ -244,14 +207,6 @@ def _difference(histories: Sequence[RunHistory], baseline: Sequence[RunHistory])
     return paired_difference(_maps(histories, "mean"), _maps(baseline, "mean"))
 
 
-def _training_runs(base: TrainConfig) -> dict[Key, TrainConfig]:
-    return {
-        (loss, *name): config
-        for loss in _TRIPLETS
-        for name, config in _with_and_without(with_loss(base, loss)).items()
-    }
-
-
 def _add_training_curves(
     report: Report, title: str, histories: Histories, references: References, base: TrainConfig
 ) -> None:
@@ -264,10 +219,10 @@ def _add_training_curves(
     )
     panels = []
     for what in ("loss", "map"):
-        for loss in _TRIPLETS:
+        for loss in TRIPLETS:
             curves = []
             for probe, color in ((TRAIN, 0), (TEST, 1)):
-                for name in (_PLAIN, _AWARE):
+                for name in (PLAIN, AWARE):
                     kept = [history.reports[probe] for history in histories[loss, name]]
                     values = [
                         [
@@ -322,19 +277,6 @@ def _add_training_curves(
     )
 
 
-_VARIANTS = (_PLAIN, "neighbor", "channel")
-
-
-def _loss_runs(base: TrainConfig) -> dict[Key, TrainConfig]:
-    runs = {}
-    for loss in METRIC_LOSSES:
-        config = dataclasses.replace(with_loss(base, loss), anchor_aware=True)
-        runs[loss, _PLAIN] = plain(config)
-        for attention in _VARIANTS[1:]:
-            runs[loss, attention] = dataclasses.replace(config, attention=attention)
-    return runs
-
-
 def _add_losses(
     report: Report, title: str, histories: Histories, references: References, base: TrainConfig
 ) -> None:
@@ -347,17 +289,17 @@ def _add_losses(
     section.table(
         Table(
             "Mean MAP of both directions",
-            ["loss", *_VARIANTS, "neighbor − plain", "channel − plain"],
+            ["loss", *VARIANTS, "neighbor − plain", "channel − plain"],
             [
                 [
                     loss,
                     *(
                         mean_and_spread(_maps(histories[loss, variant], "mean"))
-                        for variant in _VARIANTS
+                        for variant in VARIANTS
                     ),
                     *(
-                        _difference(histories[loss, variant], histories[loss, _PLAIN])
-                        for variant in _VARIANTS[1:]
+                        _difference(histories[loss, variant], histories[loss, PLAIN])
+                        for variant in VARIANTS[1:]
                     ),
                 ]
                 for loss in METRIC_LOSSES
@@ -413,11 +355,11 @@ def _add_comparison(
 
 REPRODUCTIONS: dict[str, Reproduction] = {
     "figure3": Reproduction(
-        "Figure 3: precision-scope curves", _with_and_without, _add_precision_scope
+        "Figure 3: precision-scope curves", with_and_without, _add_precision_scope
     ),
-    "figure4": Reproduction("Figure 4: number of neighbours", _neighbor_runs, _add_neighbors),
-    "figure5": Reproduction("Figure 5: training", _training_runs, _add_training_curves),
-    "losses": Reproduction("Base losses with and without proxies", _loss_runs, _add_losses),
-    "comparison": Reproduction("Beside the literature", _with_and_without, _add_comparison),
+    "figure4": Reproduction("Figure 4: number of neighbours", neighbor_runs, _add_neighbors),
+    "figure5": Reproduction("Figure 5: training", training_runs, _add_training_curves),
+    "losses": Reproduction("Base losses with and without proxies", loss_runs, _add_losses),
+    "comparison": Reproduction("Beside the literature", with_and_without, _add_comparison),
 }
 """All reproductions, by what --what calls them."""

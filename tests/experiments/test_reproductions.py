@@ -12,7 +12,8 @@ from aadml_jax.objective import METRIC_LOSSES
 from aadml_jax.reports.page import Report
 from aadml_jax.training.config import TrainConfig, check, resolve
 from aadml_jax.training.sweep import RunHistory, programs
-from experiments.reproductions import REPRODUCTIONS, References, plain, with_loss
+from experiments.reproduction_runs import loss_runs, plain, resolved_by_seed, with_loss
+from experiments.reproductions import REPRODUCTIONS, References
 
 SEEDS = 3
 REFERENCES = References(0.11, {"audio_to_visual": 0.9, "visual_to_audio": 0.8, "mean": 0.85})
@@ -171,6 +172,18 @@ def test_a_loss_keeps_what_it_has_and_takes_its_own_defaults():
     assert (proxy_anchor.distance, proxy_anchor.intra_modal) == ("cosine", False)
     assert resolve(with_loss(TrainConfig(), "margin"), 500).margin == 0.25
     assert plain(TrainConfig(attention="channel")).num_neighbors == 1
+
+
+def test_the_papers_margin_is_that_of_the_triplet_loss_alone():
+    def resolved(base, explicit):
+        runs = resolved_by_seed(loss_runs(base), explicit, count=1, num_train=500)
+        return {key[0]: config for (key, _), config in runs.items()}
+
+    runs = resolved(TrainConfig(paper=True), {"paper"})
+    assert [runs[loss].margin for loss in ("triplet", "margin", "circle")] == [1.0, 0.25, 0.4]
+    assert {config.label_loss for config in runs.values()} == {"squared"}
+    runs = resolved(TrainConfig(paper=True, margin=0.7), {"paper", "margin"})
+    assert [runs[loss].margin for loss in ("triplet", "margin", "circle")] == [0.7, 0.7, 0.7]
 
 
 FLAGS = ("--smoke", "--epochs=2", "--hidden_sizes=8", "--eval_every=1")
