@@ -222,17 +222,21 @@ def _finalists() -> Comparison:
         "the paper's reading, k=3": {"label_loss": "squared", "margin": 1.0},
         "no label loss, margin 1, plain": {**_BASES["no label loss, margin 1"], **_PLAIN},
         "no label loss, margin 1, k=3": _BASES["no label loss, margin 1"],
+        "the defaults, plain": {**_BASES["cross-entropy, margin 0.3"], **_PLAIN},
+        "the defaults, k=3": _BASES["cross-entropy, margin 0.3"],
         "cross-entropy alone": _CLASSIFIER,
         "cross-entropy alone, weight decay 1": {**_CLASSIFIER, **decayed},
         "margin loss × 0.1, weight decay 1, plain": {**little, **decayed, **_PLAIN},
         "margin loss × 0.1, weight decay 1, k=7": {**little, **decayed, "num_neighbors": 7},
     }
     return Comparison(
-        "What screening left: the paper's reading, the bar, and the best with proxies.",
+        "What screening left: the paper's reading, the defaults, the bar, the best with proxies.",
         variants,
         {
             "the paper's reading, k=3": "the paper's reading, plain",
             "no label loss, margin 1, k=3": "no label loss, margin 1, plain",
+            "the defaults, plain": "cross-entropy alone",
+            "the defaults, k=3": "the defaults, plain",
             "cross-entropy alone, weight decay 1": "cross-entropy alone",
             "margin loss × 0.1, weight decay 1, plain": "cross-entropy alone, weight decay 1",
             "margin loss × 0.1, weight decay 1, k=7": "margin loss × 0.1, weight decay 1, plain",

@@ -13,38 +13,30 @@ Run again after an interruption, it goes on where it was. docs/study.md tells wh
 
 import dataclasses
 import math
-import os
 import pathlib
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import h5py
-import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from aadml_jax.data import (
-    NUM_FOLDS,
-    RetrievalDataset,
-    load_dataset,
-    stratified_folds,
-    with_test_group,
-    with_train_fraction,
-)
+from aadml_jax.data import RetrievalDataset, with_train_fraction
 from aadml_jax.errors import UserError
 from aadml_jax.reports.page import Report
-from aadml_jax.reports.statistics import mean_and_spread, paired_difference
-from aadml_jax.reports.tables import Table
+from aadml_jax.reports.retrieval_sections import require_plots
 from aadml_jax.training import config as configuration
 from aadml_jax.training.config import TrainConfig
-from aadml_jax.training.evaluation import DIRECTIONS, bayes_reference, chance_map
+from aadml_jax.training.evaluation import bayes_reference, chance_map
 from aadml_jax.training.held_data import hold
 from aadml_jax.training.run_folder import RunFolder, versions
 from aadml_jax.training.stacked_runs import Probe
 from aadml_jax.training.sweep import RunHistory, run_sweep
 from experiments import command_line
+from experiments.studied_data import generated_data, grouped_data
 from experiments.studied_settings import CONFIRMED, SCREENED, Comparison
+from experiments.study_sections import SIMILARITIES, add_gains, add_learning_curves, table_of
 
 
 def _is_fraction(text: str) -> bool:
@@ -74,6 +66,12 @@ _FRACTIONS = flags.DEFINE_list(
 _SEEDS = flags.DEFINE_integer(
     "seeds", None, "seeds of each setting; default 3, to confirm 10", lower_bound=2
 )
+_DATA_BY_SEED = flags.DEFINE_bool(
+    "data_by_seed",
+    False,
+    "each seed holds out a group of its own, in turn, and has its own choice of rows; of generated "
+    "data, its own problem",
+)
 _STEPS = flags.DEFINE_integer("steps", 300, "training steps of each run, about", lower_bound=1)
 flags.register_validator(
     "fractions",
@@ -93,54 +91,11 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "auto", "folder of compiled programs; 'auto' or 'off'"
 )
 _LEARNING_RATE = 1e-3
-_SIMILARITIES = ("cosine", "posterior")
-
-
-def grouped_data(path: str, key: str, *, for_test: bool) -> RetrievalDataset:
-    """The rows of a feature file, whole groups held out.
-
-    Raises:
-      UserError: The file has no such groups, or fewer than three.
-    """
-    dataset = load_dataset("features", features_file=path)
-    try:
-        with h5py.File(os.path.expanduser(path)) as file:
-            groups = np.concatenate([file[f"{key}_{split}"][:] for split in ("train", "test")])
-    except KeyError as error:
-        raise UserError(
-            f"{path} has no keys {key}_train and {key}_test; name others with --group"
-        ) from error
-    if groups.shape != (len(dataset.train) + len(dataset.test),):
-        raise UserError(
-            f"{path}: {key}_train and {key}_test must hold a group a row, together shape "
-            f"{(len(dataset.train) + len(dataset.test),)}, not {groups.shape}; store them so"
-        )
-    names = np.unique(groups).tolist()
-    if len(names) < 3:
-        raise UserError(
-            f"{path} has the {key}s {names}; three are needed, to train, to validate and to test"
-        )
-    validation, test = names[-2:]
-    if for_test:
-        return with_test_group(dataset, groups, test_group=test)
-    return with_test_group(dataset, groups, test_group=validation, left_out=(test,))
-
-
-def generated_data(*, for_test: bool) -> RetrievalDataset:
-    """Synthetic data; for validation a fold of the training rows stands for the test rows."""
-    dataset = load_dataset("synthetic")
-    if for_test:
-        return dataset
-    is_validation = stratified_folds(dataset.train.labels, NUM_FOLDS) == 0
-    train, test = (
-        dataset.train.take(np.flatnonzero(chosen)) for chosen in (~is_validation, is_validation)
-    )
-    return dataclasses.replace(dataset, train=train, test=test, test_posteriors=None)
 
 
 def run_comparison(
     comparison: Comparison,
-    dataset: RetrievalDataset,
+    datasets: Sequence[RetrievalDataset],
     *,
     fraction: float,
     seeds: int,
@@ -150,67 +105,71 @@ def run_comparison(
     folder: pathlib.Path,
     on_progress: Callable[[int, int], None],
 ) -> dict[str, list[RunHistory]]:
-    """The histories of each variant, seed by seed."""
-    data = hold(with_train_fraction(dataset, fraction))
-    probes = {name: Probe(data.test, similarity=name) for name in _SIMILARITIES}
-    configs = {}
-    for name, changes in comparison.variants.items():
-        for seed in range(seeds):
-            config = TrainConfig(**{**base, **changes, "seed": seed})
-            batch_size = min(config.batch_size or configuration.DEFAULT_BATCH_SIZE, data.num_train)
-            config = dataclasses.replace(
-                config,
-                batch_size=batch_size,
-                epochs=math.ceil(steps / (data.num_train // batch_size)),
-            )
-            configuration.check(config)
-            configs[name, seed] = configuration.resolve(config, data.num_train)
-    histories = run_sweep(
-        list(configs.values()),
-        data,
-        probes,
-        folder=folder,
-        most_runs=most_runs,
-        on_progress=on_progress,
-    )
-    of_run = dict(zip(configs, histories, strict=True))
+    """The histories of each variant, seed by seed.
+
+    Args:
+      comparison: what is compared.
+      datasets: by turn; seed s has that of turn s, or all seeds the only one.
+      fraction: of the training rows, chosen by the turn.
+      seeds: of each variant.
+      steps: of each run, about.
+      most_runs: in one program.
+      base: what all variants have in common, as `TrainConfig` calls it.
+      folder: of the sweeps.
+      on_progress: called with the epochs done and to do of one turn.
+    """
+    of_run = {}
+    for turn, dataset in enumerate(datasets):
+        data = hold(with_train_fraction(dataset, fraction, seed=turn))
+        probes = {name: Probe(data.test, similarity=name) for name in SIMILARITIES}
+        configs = {}
+        for name, changes in comparison.variants.items():
+            for seed in range(seeds) if len(datasets) == 1 else (turn,):
+                config = TrainConfig(**{**base, **changes, "seed": seed})
+                batch_size = min(
+                    config.batch_size or configuration.DEFAULT_BATCH_SIZE, data.num_train
+                )
+                config = dataclasses.replace(
+                    config,
+                    batch_size=batch_size,
+                    epochs=math.ceil(steps / (data.num_train // batch_size)),
+                )
+                configuration.check(config)
+                configs[name, seed] = configuration.resolve(config, data.num_train)
+        histories = run_sweep(
+            list(configs.values()),
+            data,
+            probes,
+            folder=folder,
+            most_runs=most_runs,
+            on_progress=on_progress,
+        )
+        of_run |= zip(configs, histories, strict=True)
     return {name: [of_run[name, seed] for seed in range(seeds)] for name in comparison.variants}
 
 
-def mean_maps(histories: Sequence[RunHistory], similarity: str) -> list[float]:
-    """Mean MAP of both directions after the last epoch, seed by seed."""
-    return [history.reports[similarity]["reports"][-1]["mean"]["map"] for history in histories]
+def datasets_from_flags(seeds: int, *, for_test: bool) -> list[RetrievalDataset]:
+    """One data set for all seeds, or one for each."""
+    turns = range(seeds) if _DATA_BY_SEED.value else (0,)
+    path = _FEATURES_FILE.value
+    if path is None:
+        return [generated_data(for_test=for_test, turn=turn) for turn in turns]
+    return [grouped_data(path, _GROUP.value, for_test=for_test, turn=turn) for turn in turns]
 
 
-def table_of(
-    comparison: Comparison, title: str, histories: Mapping[str, Sequence[RunHistory]]
-) -> Table:
-    """A comparison's mean MAP by both similarities, and what each variant gains."""
-    rows = []
-    for name, of_seeds in histories.items():
-        row = [name]
-        for similarity in _SIMILARITIES:
-            maps = mean_maps(of_seeds, similarity)
-            baseline = comparison.baseline_of(name)
-            row.append(mean_and_spread(maps))
-            row.append(
-                None
-                if baseline is None
-                else paired_difference(maps, mean_maps(histories[baseline], similarity))
-            )
-        rows.append([*row, comparison.baseline_of(name) or ""])
-    return Table(
-        title,
-        ["variant", "cosine", "cosine, gain", "posterior", "posterior, gain", "gain over"],
-        rows,
-        note="Mean MAP of both directions. Gains are paired by seed, with the 95 % interval of "
-        "Student's t: over seeds of training alone, for one choice of rows and of held-out rows, "
-        "and not widened for the number of comparisons.",
+def mean_bayes_map(datasets: Sequence[RetrievalDataset]) -> float | None:
+    """Of the best ranking, mean of both directions; None where it is unknown."""
+    if any(dataset.test_posteriors is None for dataset in datasets):
+        return None
+    return statistics.fmean(
+        bayes_reference(*dataset.test_posteriors, dataset.test.labels)["mean"]["map"]
+        for dataset in datasets
     )
 
 
 def main() -> None:
     """Wires data, comparisons and report together."""
+    require_plots()  # before hours of training
     command_line.set_up_compilation_cache(_COMPILATION_CACHE.value)
     for_test = _STAGE.value == "confirm"
     known = CONFIRMED if for_test else SCREENED
@@ -219,11 +178,9 @@ def main() -> None:
         if name not in known:
             raise UserError(f"--comparisons={name} is none of {', '.join(known)}")
     is_generated = _FEATURES_FILE.value is None
-    if is_generated:
-        dataset = generated_data(for_test=for_test)
-    else:
-        dataset = grouped_data(_FEATURES_FILE.value, _GROUP.value, for_test=for_test)
     seeds = _SEEDS.value or (10 if for_test else 3)
+    datasets = datasets_from_flags(seeds, for_test=for_test)
+    bayes = mean_bayes_map(datasets)
     base = {
         "dataset": "synthetic" if is_generated else "features",
         "features_file": _FEATURES_FILE.value,
@@ -233,19 +190,26 @@ def main() -> None:
         "label_loss": "squared",
         "similarity": "cosine",
     }
+    over = (
+        "seeds, each with data of its own"
+        if _DATA_BY_SEED.value
+        else "seeds of training alone, for one choice of rows and of held-out rows"
+    )
+    chance = statistics.fmean(chance_map(dataset.test.labels) for dataset in datasets)
     workdir = _WORKDIR.value or f"runs/study-{base['dataset']}"
     report = Report(
         f"When anchor-aware proxies help: {'generated data' if is_generated else 'grouped data'}",
-        f"Stage {_STAGE.value}: {len(dataset.test)} "
+        f"Stage {_STAGE.value}: {len(datasets[0].test)} "
         f"{'test' if for_test else 'validation'} rows, {seeds} seeds, about {_STEPS.value} steps a "
         f"run, towers of {', '.join(_HIDDEN_SIZES.value)} units, Adam {_LEARNING_RATE:g}. The "
-        "state after the last epoch is measured. Chance: "
-        f"{chance_map(dataset.test.labels):.3f}.",
+        f"state after the last epoch is measured. Chance: {chance:.3f}"
+        f"{'' if bayes is None else f'; Bayes reference: {bayes:.3f}'}.",
     )
     with RunFolder(workdir) as folder:
         for name in names:
             comparison = known[name]
             section = report.section(name, comparison.question)
+            of_fraction = {}
             for fraction in map(float, _FRACTIONS.value or comparison.fractions):
                 with tqdm(
                     desc=f"{name}, {fraction:g}",
@@ -260,7 +224,7 @@ def main() -> None:
 
                     histories = run_comparison(
                         comparison,
-                        dataset,
+                        datasets,
                         fraction=fraction,
                         seeds=seeds,
                         steps=_STEPS.value,
@@ -269,15 +233,15 @@ def main() -> None:
                         folder=folder.path / "sweep",
                         on_progress=on_progress,
                     )
-                table = table_of(
-                    comparison, f"{name}, {100 * fraction:g} % of the training rows", histories
-                )
+                of_fraction[fraction] = histories
+                part = f"{100 * fraction:g} % of the training rows"
+                table = table_of(comparison, f"{name}, {part}", histories, over)
                 section.table(table)
                 print(table.markdown(), flush=True)
-        if dataset.test_posteriors is not None:
-            reference = bayes_reference(*dataset.test_posteriors, dataset.test.labels)
-            values = ", ".join(f"{reference[direction]['map']:.3f}" for direction in DIRECTIONS)
-            report.section("Bayes reference", f"MAP in both directions and their mean: {values}.")
+                figure = f"{name}-{100 * fraction:g}".replace(".", "_")
+                add_gains(section, figure, comparison, histories, part)
+            if len(of_fraction) > 2:
+                add_learning_curves(section, f"{name}-by-share", of_fraction, bayes)
         report.configuration(
             {
                 **base,
@@ -285,13 +249,16 @@ def main() -> None:
                 "comparisons": names,
                 "seeds": seeds,
                 "steps": _STEPS.value,
-                "training rows": dataset.train.name,
-                "measured rows": dataset.test.name,
-                "fingerprint": dataset.fingerprint(),
+                "data by seed": _DATA_BY_SEED.value,
+                "training rows": datasets[0].train.name,
+                "measured rows": datasets[0].test.name,
+                "fingerprints": [dataset.fingerprint() for dataset in datasets],
             }
         )
         report.versions(versions())
-        page = report.write(folder.path / "-".join([_STAGE.value, *(_COMPARISONS.value or [])]))
+        parts = [_STAGE.value, *(_COMPARISONS.value or []), *(_FRACTIONS.value or [])]
+        parts += ["data-by-seed"] * _DATA_BY_SEED.value
+        page = report.write(folder.path / "-".join(parts))
     print(f"written to {page}")
 
 

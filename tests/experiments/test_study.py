@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 from running import run, write_feature_file
 
+from aadml_jax.data import load_dataset, with_train_fraction
 from aadml_jax.errors import UserError
 from aadml_jax.training.config import TrainConfig, check, resolve
-from experiments.studied_settings import CONFIRMED, SCREENED
-from experiments.study import generated_data, grouped_data
+from aadml_jax.training.held_data import hold
+from aadml_jax.training.stacked_runs import Probe
+from aadml_jax.training.sweep import run_program
+from experiments.studied_data import generated_data, grouped_data
+from experiments.studied_settings import CONFIRMED, SCREENED, Comparison
+from experiments.study import run_comparison
+from experiments.study_sections import mean_maps
 
 
 @pytest.mark.parametrize("comparison", [*SCREENED.values(), *CONFIRMED.values()])
@@ -55,6 +61,27 @@ def test_screening_sees_no_test_row(grouped_file):
     assert not rows_of(screened.train) & rows_of(screened.test)
 
 
+def test_turns_hold_out_one_group_after_the_other(grouped_file):
+    with h5py.File(grouped_file) as file:
+        speakers = np.concatenate([file["speaker_train"][:], file["speaker_test"][:]])
+        audio = np.concatenate([file["audio_train"][:], file["audio_test"][:]])
+    of_speaker = [{row.tobytes() for row in audio[speakers == number]} for number in range(4)]
+    path = str(grouped_file)
+    for turn, (test, validation) in enumerate([(3, 2), (2, 1), (1, 0), (0, 2), (3, 1)]):
+        confirmed = grouped_data(path, "speaker", for_test=True, turn=turn)
+        assert rows_of(confirmed.test) == of_speaker[test]
+        assert rows_of(confirmed.train) == set().union(*of_speaker) - of_speaker[test]
+        screened = grouped_data(path, "speaker", for_test=False, turn=turn)
+        assert rows_of(screened.test) == of_speaker[validation]
+        assert not rows_of(screened.train) & (of_speaker[validation] | of_speaker[3])
+
+
+def test_generated_problems_differ_by_turn():
+    first, second = (generated_data(for_test=True, turn=turn) for turn in (0, 1))
+    assert first.fingerprint() == load_dataset("synthetic").fingerprint()
+    assert not rows_of(first.train) & rows_of(second.train)
+
+
 def test_generated_screening_sees_no_test_row():
     screened, confirmed = generated_data(for_test=False), generated_data(for_test=True)
     assert rows_of(screened.train) | rows_of(screened.test) == rows_of(confirmed.train)
@@ -66,7 +93,7 @@ def test_generated_screening_sees_no_test_row():
     ("key", "line"),
     [
         ("none", "has no keys none_train and none_test; name others with --group"),
-        ("sex", r"has the sexs \[0, 1\]; three are needed"),
+        ("sex", "has 2 different values of sex; three are needed"),
         ("column", r"must hold a group a row, together shape \(70,\), not \(70, 1\)"),
     ],
 )
@@ -82,7 +109,8 @@ def test_one_command_screens_and_goes_on_where_it_was(grouped_file, tmp_path):
         f"--features_file={grouped_file}",
         f"--workdir={tmp_path / 'study'}",
         "--comparisons=fractions",
-        "--fractions=0.5",
+        "--fractions=0.5,0.8,1",
+        "--data_by_seed",
         "--steps=2",
         "--seeds=2",
         "--hidden_sizes=8",
@@ -90,20 +118,62 @@ def test_one_command_screens_and_goes_on_where_it_was(grouped_file, tmp_path):
     status, output, errors = run(*command)
     assert (status, errors) == (0, "")
     assert "fractions, 50 % of the training rows" in output
-    numbers = json.loads((tmp_path / "study/screen-fractions/numbers.json").read_text())
-    (table,) = numbers["sections"][0]["tables"]
-    assert [record["variant"] for record in table["records"]] == list(
-        SCREENED["fractions"].variants
-    )
-    for record in table["records"]:
+    folder = tmp_path / "study/screen-fractions-0.5-0.8-1-data-by-seed"
+    numbers = json.loads((folder / "numbers.json").read_text())
+    tables = numbers["sections"][0]["tables"]
+    assert len(tables) == 3
+    for record in (record for table in tables for record in table["records"]):
         assert 0 < record["cosine"]["mean"] <= 1 and record["cosine"]["n"] == 2
         if record["gain over"]:
+            (table,) = (table for table in tables if record in table["records"])
             (baseline,) = (r for r in table["records"] if r["variant"] == record["gain over"])
             difference = record["posterior"]["mean"] - baseline["posterior"]["mean"]
             assert record["posterior, gain"]["mean"] == pytest.approx(difference, abs=1e-12)
+    assert [record["variant"] for record in tables[0]["records"]] == list(
+        SCREENED["fractions"].variants
+    )
+    assert {path.stem for path in (folder / "figures").glob("*.svg")} == {
+        "fractions-50",
+        "fractions-80",
+        "fractions-100",
+        "fractions-by-share",
+    }
+    assert len(set(numbers["configuration"]["fingerprints"])) == 2
     kept = sorted((tmp_path / "study" / "sweep").iterdir())
     assert kept and run(*command)[:2] == (0, output)
     assert kept == sorted((tmp_path / "study" / "sweep").iterdir())
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_each_seed_is_trained_on_its_own_data_or_all_on_one(grouped_file, tmp_path, turns):
+    """Histories are those of the runs by themselves, put in order of the seeds."""
+    datasets = [
+        grouped_data(str(grouped_file), "speaker", for_test=True, turn=turn)
+        for turn in range(turns)
+    ]
+    base = {"hidden_sizes": (8,), "learning_rate": 1e-3, "label_loss": "squared"}
+    comparison = Comparison("?", {"a": {}, "b": {"num_neighbors": 1}}, {"b": "a"})
+    histories = run_comparison(
+        comparison,
+        datasets,
+        fraction=0.5,
+        seeds=2,
+        steps=2,
+        most_runs=3,
+        base=base,
+        folder=tmp_path,
+        on_progress=lambda done, total: None,
+    )
+    for name, changes in comparison.variants.items():
+        for seed, history in enumerate(histories[name]):
+            turn = seed if turns > 1 else 0
+            data = hold(with_train_fraction(datasets[turn], 0.5, seed=turn))
+            config = TrainConfig(**base, **changes, seed=seed, batch_size=data.num_train, epochs=2)
+            probes = {"cosine": Probe(data.test, similarity="cosine")}
+            (alone,) = run_program([resolve(config, data.num_train)], data, probes)
+            assert mean_maps([history], "cosine") == pytest.approx(
+                mean_maps([alone], "cosine"), abs=1e-6
+            )
 
 
 @pytest.mark.parametrize(

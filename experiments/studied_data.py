@@ -1,0 +1,78 @@
+"""What `experiments.study` trains on and measures: whole groups held out, or generated data.
+
+A *turn* is a choice of what is held out, and of the rows where only a part is trained on: other
+turns hold out other groups, or are other generated problems.
+"""
+
+import dataclasses
+import os
+
+import h5py
+import numpy as np
+
+from aadml_jax.data import (
+    NUM_FOLDS,
+    RetrievalDataset,
+    load_dataset,
+    stratified_folds,
+    with_test_group,
+)
+from aadml_jax.data.synthetic import SYNTHETIC, make_synthetic
+from aadml_jax.errors import UserError
+
+
+def grouped_data(path: str, key: str, *, for_test: bool, turn: int = 0) -> RetrievalDataset:
+    """The rows of a feature file, whole groups held out.
+
+    Args:
+      path: feature file with the keys KEY_train and KEY_test.
+      key: of the groups.
+      for_test: whether the held-out group is that of the test; for validation another one is held
+        out, and the last group is left out of both sides.
+      turn: 0 holds out the last group for the test, the one before it for validation; 1 the one
+        before that; after the first group the order begins anew.
+
+    Raises:
+      UserError: The file has no such groups, or fewer than three.
+    """
+    dataset = load_dataset("features", features_file=path)
+    try:
+        with h5py.File(os.path.expanduser(path)) as file:
+            groups = np.concatenate([file[f"{key}_{split}"][:] for split in ("train", "test")])
+    except KeyError as error:
+        raise UserError(
+            f"{path} has no keys {key}_train and {key}_test; name others with --group"
+        ) from error
+    if groups.shape != (len(dataset.train) + len(dataset.test),):
+        raise UserError(
+            f"{path}: {key}_train and {key}_test must hold a group a row, together shape "
+            f"{(len(dataset.train) + len(dataset.test),)}, not {groups.shape}; store them so"
+        )
+    names = np.unique(groups).tolist()
+    if len(names) < 3:
+        raise UserError(
+            f"{path} has {len(names)} different values of {key}; three are needed, to train, to "
+            "validate and to test"
+        )
+    if for_test:
+        return with_test_group(dataset, groups, test_group=names[-1 - turn % len(names)])
+    *others, last = names
+    validation = others[-1 - turn % len(others)]
+    return with_test_group(dataset, groups, test_group=validation, left_out=(last,))
+
+
+def generated_data(*, for_test: bool, turn: int = 0) -> RetrievalDataset:
+    """Generated data; for validation a fold of the training rows stands for the test rows.
+
+    Args:
+      for_test: whether the test rows are measured.
+      turn: seed of the problem; 0 is the data set `synthetic`.
+    """
+    dataset = make_synthetic(dataclasses.replace(SYNTHETIC, seed=turn), name="synthetic")
+    if for_test:
+        return dataset
+    is_validation = stratified_folds(dataset.train.labels, NUM_FOLDS) == 0
+    train, test = (
+        dataset.train.take(np.flatnonzero(chosen)) for chosen in (~is_validation, is_validation)
+    )
+    return dataclasses.replace(dataset, train=train, test=test, test_posteriors=None)
