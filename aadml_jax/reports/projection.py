@@ -42,15 +42,17 @@ def joint_projection(
     *,
     labels: np.ndarray | None = None,
     seed: int = 0,
+    similarity: str = "cosine",
     method: str = "tsne",
     max_rows: int = 2000,
 ) -> Projection:
     """Both modalities in one plane, so that a clip's two sides can be compared.
 
-    Rows are scaled to length 1 first, since retrieval is by cosine, and audio and visual rows are
-    then projected together. t-SNE has perplexity min(30, (2n − 1) / 3), starts from the principal
-    components and runs in one thread, so that the same input gives the same points. Embeddings that
-    all point in one direction are all at the origin.
+    Rows become what retrieval compares by inner products: scaled to length 1 where it is by cosine,
+    posteriors softmax(row) where it is by posterior. Audio and visual rows are then projected
+    together. t-SNE has perplexity min(30, (2n − 1) / 3), starts from the principal
+    components and runs in one thread, so that the same input gives the same points. Rows that
+    become all the same are all at the origin.
 
     Args:
       audio: embeddings [N, D], N ≥ 1, D ≥ 2.
@@ -58,13 +60,15 @@ def joint_projection(
       labels: the clips' classes; needed only to choose among more than `max_rows` clips.
       seed: of the search for the principal components that t-SNE starts from, 0 … 2³² − 1; among
         few dimensions they are found whatever it is.
+      similarity: by which retrieval ranks, "cosine" or "posterior".
       method: "tsne", or "pca" for the first two principal components.
       max_rows: most clips to draw. Of more, every (N / max_rows)-th is taken from the list of clips
         that is ordered by class (of several, the rarest), then by row: classes keep their shares.
 
     Raises:
       UserError: if t-SNE is asked for and scikit-learn is missing.
-      ValueError: for shapes that do not fit, values that are not finite, or an unknown method.
+      ValueError: for shapes that do not fit, values that are not finite, an unknown method or an
+        unknown similarity.
     """
     audio, visual = np.asarray(audio, np.float64), np.asarray(visual, np.float64)
     if audio.ndim != 2 or audio.shape != visual.shape or len(audio) < 1 or audio.shape[1] < 2:
@@ -74,10 +78,12 @@ def joint_projection(
         )
     if method not in ("tsne", "pca"):
         raise ValueError(f"method must be 'tsne' or 'pca'; got {method!r}")
+    if similarity not in _COMPARED:
+        raise ValueError(f"similarity must be one of {sorted(_COMPARED)}; got {similarity!r}")
     if not (np.isfinite(audio).all() and np.isfinite(visual).all()):
         raise ValueError(f"embeddings of shape {audio.shape} hold NaN or infinity")
     rows = _evenly_by_class(labels, len(audio), max_rows)
-    points = _unit_rows(np.concatenate([audio[rows], visual[rows]]))
+    points = _COMPARED[similarity](np.concatenate([audio[rows], visual[rows]]))
     if not np.ptp(points, axis=0).any():
         plane = np.zeros((len(points), 2))
     elif method == "tsne":
@@ -104,6 +110,14 @@ def _unit_rows(x: np.ndarray) -> np.ndarray:
     scaled = x / np.where(scale == 0, 1, scale)
     lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
     return scaled / np.where(lengths == 0, 1, lengths)
+
+
+def _posteriors(x: np.ndarray) -> np.ndarray:
+    powers = np.exp(x - x.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+_COMPARED = {"cosine": _unit_rows, "posterior": _posteriors}
 
 
 def _tsne(points: np.ndarray, seed: int) -> np.ndarray:

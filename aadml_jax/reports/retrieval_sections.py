@@ -7,18 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aadml_jax.data import representative_classes
 from aadml_jax.errors import UserError
 from aadml_jax.metrics import SIMILARITIES, average_precision
-from aadml_jax.reports.figures import (
-    Embedding,
-    Reference,
-    draw_bars,
-    draw_heat_map,
-    draw_scatter,
-)
+from aadml_jax.reports.figures import Reference, draw_bars, draw_heat_map
 from aadml_jax.reports.page import Report, Section
-from aadml_jax.reports.projection import joint_projection
+from aadml_jax.reports.plane_section import add_plane_section
 from aadml_jax.reports.retrieval_views import (
     QueryResults,
     best_and_worst_rows,
@@ -30,8 +23,7 @@ from aadml_jax.reports.retrieval_views import (
 from aadml_jax.reports.tables import Table
 from aadml_jax.similarity import same_label
 
-# More could not be told apart, or read.
-_MOST_COLOURS = 16
+# More could not be read.
 _MOST_BARS = 40
 _MOST_CELLS_A_SIDE = 30
 _CONFUSIONS = 10
@@ -124,7 +116,16 @@ def add_retrieval_sections(
         )
         for names in (("audio", "visual"), ("visual", "audio"))
     ]
-    _add_plane(report, audio, visual, labels, class_names, max_rows=max_rows, seed=seed)
+    add_plane_section(
+        report,
+        audio,
+        visual,
+        labels,
+        class_names,
+        similarity=similarity,
+        max_rows=max_rows,
+        seed=seed,
+    )
     _add_classes(report, directions, labels, class_names)
     _add_confusions(report, directions, class_names)
     _add_queries(report, directions, labels, class_names)
@@ -172,58 +173,6 @@ def _direction(
         mean_by_class(np.concatenate(shares), labels, num_classes) if shares else None,
         best,
         worst,
-    )
-
-
-def _add_plane(
-    report: Report,
-    audio: np.ndarray,
-    visual: np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-    *,
-    max_rows: int,
-    seed: int,
-) -> None:
-    classes = representative_classes(labels)
-    counts = np.bincount(classes, minlength=len(class_names))
-    shown = np.sort(np.argsort(-counts, kind="stable")[:_MOST_COLOURS])
-    shown = shown[counts[shown] > 0]
-    rows = np.flatnonzero(np.isin(classes, shown))
-    planes = {
-        title: joint_projection(
-            audio[rows],
-            visual[rows],
-            labels=classes[rows],
-            seed=seed,
-            method=method,
-            max_rows=max_rows,
-        )
-        for method, title in (("tsne", "t-SNE"), ("pca", "principal components"))
-    }
-    drawn = planes["t-SNE"].rows
-    section = report.section(
-        "Both modalities in one plane",
-        "The audio and the visual embeddings, scaled to length 1 and projected together. Clips of "
-        "one class should be together whatever their modality, and classes apart. t-SNE shows who "
-        "is near whom; how far apart groups are, and how large, it does not tell. The first two "
-        "principal components keep distances, as far as two dimensions can.",
-    )
-    if len(shown) < np.count_nonzero(counts):
-        section.text(f"Only the {len(shown)} classes with the most clips are drawn.")
-    if len(drawn) < len(rows):
-        section.text(f"{len(drawn)} of {len(rows)} clips are drawn, each class in its share.")
-    if labels.ndim == 2:
-        section.text("A clip of several classes has the colour of the rarest of them.")
-    numbers = np.searchsorted(shown, classes[rows[drawn]])
-    panels = [
-        Embedding(title, plane.audio, plane.visual, numbers) for title, plane in planes.items()
-    ]
-    section.figure(
-        "embeddings",
-        draw_scatter(panels, class_names=[class_names[number] for number in shown]),
-        f"Embeddings of {len(drawn)} clips by t-SNE and by principal components, audio as circles, "
-        "visual as triangles, classes by colour.",
     )
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
+from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
@@ -51,6 +52,17 @@ def test_lengths_do_not_count_and_the_same_input_gives_the_same_points(method):
     longer = joint_projection(audio * 2.0 ** np.arange(12)[:, None], visual, method=method)
     np.testing.assert_array_equal(longer.visual, first.visual)  # powers of two round nothing
     assert not np.array_equal(first.audio, first.visual)
+
+
+def test_where_retrieval_is_by_posterior_the_points_are_posteriors():
+    audio, visual, _ = clusters(4, num_clips=17)
+    points = joint_projection(audio + 500, visual - 500, similarity="posterior", method="pca")
+    posteriors = softmax(np.concatenate([audio, visual]), axis=1)
+    expected = PCA(2, svd_solver="full").fit_transform(posteriors)
+    found = np.concatenate([points.audio, points.visual])
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-10)
+    with pytest.raises(ValueError, match=r"similarity must be one of .*'cosine', 'posterior'.*dot"):
+        joint_projection(audio, visual, similarity="dot")
 
 
 def test_pca_is_scikit_learns():

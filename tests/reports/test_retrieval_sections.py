@@ -205,3 +205,9 @@ def test_posteriors_rank_where_they_are_asked_for(tmp_path):
     expected = np.mean([average_precision_score(labels == 0, scores[row]) for row in own])
     assert ranked["posterior"] == pytest.approx(expected, abs=1e-6)
     assert ranked["cosine"] != pytest.approx(expected, abs=1e-3)
+    for similarity, words in (("cosine", "scaled to length 1"), ("posterior", "as posteriors")):
+        assert words in (tmp_path / similarity / "report.md").read_text()
+    drawings = [
+        (tmp_path / similarity / "figures/embeddings.svg").read_bytes() for similarity in ranked
+    ]
+    assert drawings[0] != drawings[1]
