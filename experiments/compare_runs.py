@@ -1,7 +1,8 @@
 """Lines up finished runs: `python -m experiments.compare_runs runs/one runs/two`.
 
 Prints a row for each run: its MAP, prefix MAP, best epoch, and those of its settings in which the
-runs differ. With --output=FOLDER the same goes into a page there, with curves over the epochs.
+runs differ. Below them, runs that differ in their seed alone are taken together: mean ± standard
+deviation. With --output=FOLDER the same goes into a page there, with curves over the epochs.
 Nothing in the runs' folders is changed.
 """
 
@@ -16,12 +17,14 @@ from aadml_jax.errors import UserError
 from aadml_jax.reports.figures import Curve, Panel, Reference, draw_curves
 from aadml_jax.reports.page import Report
 from aadml_jax.reports.retrieval_sections import require_plots
+from aadml_jax.reports.statistics import MeanAndSpread, mean_and_spread
 from aadml_jax.reports.tables import Table
 from aadml_jax.training.evaluation import DIRECTIONS
 from aadml_jax.training.finished_runs import (
     FinishedRun,
     differing_settings,
     read_finished_runs,
+    repeated_by_seed,
     with_the_same_test_rows,
 )
 from experiments import command_line
@@ -48,6 +51,8 @@ def main(folders: Sequence[str]) -> None:
     runs = read_finished_runs(folders)
     columns = {**results(runs), **settings(runs)}
     print(as_text(columns))
+    if over_seeds := results_over_seeds(runs):
+        print(f"\n{as_text(over_seeds)}")
     for warning in warnings(runs):
         print(f"warning: {warning}", file=sys.stderr)
     if _OUTPUT.value is not None:
@@ -68,6 +73,28 @@ def results(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
         "chance": [run.result["chance"] for run in runs],
         "best on test": [one["mean_map"] for one in best],
         "in epoch": [one["epoch"] for one in best],
+    }
+
+
+def results_over_seeds(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
+    """Columns of means and spreads of runs that differ in their seed alone; empty without such."""
+    groups = repeated_by_seed(runs)
+    if not groups:
+        return {}
+    return {
+        "runs": [", ".join(run.name for run in group) for group in groups],
+        **{
+            name: [
+                mean_and_spread([run.result[key][direction] for run in group]) for group in groups
+            ]
+            for name, key, direction in (
+                *(
+                    (f"MAP {short}", "map", direction)
+                    for direction, short in zip(DIRECTIONS, ("a→v", "v→a", "mean"), strict=True)
+                ),
+                ("prefix MAP", "prefix_map", "mean"),
+            )
+        },
     }
 
 
@@ -97,6 +124,8 @@ def as_text(columns: Mapping[str, Sequence[Any]]) -> str:
     def text(cell: Any) -> str:
         if cell is None:
             return "–"
+        if isinstance(cell, MeanAndSpread):
+            return f"{cell.mean:.3f} ± {cell.std:.3f}"
         return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
 
     blocks = []
@@ -134,6 +163,14 @@ def as_report(runs: Sequence[FinishedRun]) -> Report:
             "MAP is the mean of both directions.",
         )
     )
+    if over_seeds := results_over_seeds(runs):
+        section.table(
+            _table(
+                "Over seeds",
+                over_seeds,
+                "Mean ± standard deviation of the runs that differ in their seed alone.",
+            )
+        )
     section.table(
         _table(
             "Settings",

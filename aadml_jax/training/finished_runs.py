@@ -114,6 +114,21 @@ def with_the_same_test_rows(runs: Sequence[FinishedRun]) -> list[list[FinishedRu
     return groups
 
 
+def repeated_by_seed(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
+    """Runs put together that differ in their seed alone, on the same rows.
+
+    Returns:
+      Groups of two or more, in the order of their first runs.
+    """
+    groups: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        settings = {name: run.settings[name] for name in run.settings.keys() - _NOT_SETTINGS}
+        settings |= {"epochs": run.settings["epochs"], "seed": None}
+        key = json.dumps([settings, run.data["fingerprint"]], sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def _share_test_rows(a: FinishedRun, b: FinishedRun) -> bool:
     if a.data["fingerprint"] == b.data["fingerprint"]:
         return True

@@ -69,6 +69,29 @@ def test_the_table_shows_results_and_the_settings_that_differ(compare, trained, 
     assert errors == ""
 
 
+def test_runs_of_several_seeds_are_taken_together(compare, trained, tmp_path, capsys):
+    def copy(name, mean, **config):
+        maps = {**MAPS, "mean": mean}
+        return copy_run(trained, tmp_path / name, config=config, result={**NUMBERS, "map": maps})
+
+    runs = [
+        copy("a", 0.5, seed=1),
+        copy("other", 0.9, seed=1, margin=2.0),
+        copy("b", 0.7, seed=2),
+        copy_run(trained, tmp_path / "moved", data={"fingerprint": "0" * 16}),
+    ]
+    compare(*runs, output=str(tmp_path / "page"))
+    lines = capsys.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("runs "))
+    assert lines[first + 1].startswith("a, b  ")
+    # (0.5 + 0.7) / 2 and sqrt(2 · 0.1²)
+    assert "0.600 ± 0.141" in lines[first + 1] and "0.250 ± 0.000" in lines[first + 1]
+    assert not lines[first + 2].strip() or lines[first + 2].startswith("written")
+    numbers = json.loads((tmp_path / "page/numbers.json").read_text())
+    (record,) = numbers["sections"][0]["tables"][1]["records"]
+    assert record["runs"] == "a, b" and record["MAP mean"]["mean"] == pytest.approx(0.6)
+
+
 def test_a_single_run_differs_in_nothing(compare, trained, capsys):
     compare(trained)
     output, _ = capsys.readouterr()
