@@ -17,6 +17,7 @@ from aadml_jax.data import (
     stratified_folds,
     with_test_group,
 )
+from aadml_jax.data.splits import keyed_order
 from aadml_jax.data.synthetic import SYNTHETIC, make_synthetic
 from aadml_jax.errors import UserError
 
@@ -76,3 +77,23 @@ def generated_data(*, for_test: bool, turn: int = 0) -> RetrievalDataset:
         dataset.train.take(np.flatnonzero(chosen)) for chosen in (~is_validation, is_validation)
     )
     return dataclasses.replace(dataset, train=train, test=test, test_posteriors=None)
+
+
+def with_label_noise(dataset: RetrievalDataset, share: float, *, seed: int = 0) -> RetrievalDataset:
+    """Gives a part of the training rows wrong classes; the rows that are measured keep theirs.
+
+    Args:
+      dataset: of one class a row.
+      share: of the training rows, from 0 to below 1, rounded to whole rows; the other classes come
+        in turn.
+      seed: of the choice of rows.
+
+    Returns:
+      The data, the fingerprint another where a label is.
+    """
+    train = dataset.train
+    chosen = keyed_order(np.arange(len(train)), seed=seed)[: round(share * len(train))]
+    labels = train.labels.copy()
+    others = dataset.num_classes - 1
+    labels[chosen] = (labels[chosen] + 1 + np.arange(len(chosen)) % others) % dataset.num_classes
+    return dataclasses.replace(dataset, train=dataclasses.replace(train, labels=labels))

@@ -34,7 +34,7 @@ from aadml_jax.training.run_folder import RunFolder, versions
 from aadml_jax.training.stacked_runs import Probe
 from aadml_jax.training.sweep import RunHistory, run_sweep
 from experiments import command_line
-from experiments.studied_data import generated_data, grouped_data
+from experiments.studied_data import generated_data, grouped_data, with_label_noise
 from experiments.studied_settings import CONFIRMED, SCREENED, Comparison
 from experiments.study_sections import SIMILARITIES, add_gains, add_learning_curves, table_of
 
@@ -72,6 +72,9 @@ _DATA_BY_SEED = flags.DEFINE_bool(
     "each seed holds out a group of its own, in turn, and has its own choice of rows; of generated "
     "data, its own problem",
 )
+_LABEL_NOISE = flags.DEFINE_float(
+    "label_noise", 0.0, "part of the training rows that get a wrong class", 0.0, 0.9
+)
 _STEPS = flags.DEFINE_integer("steps", 300, "training steps of each run, about", lower_bound=1)
 flags.register_validator(
     "fractions",
@@ -98,6 +101,7 @@ def run_comparison(
     datasets: Sequence[RetrievalDataset],
     *,
     fraction: float,
+    label_noise: float,
     seeds: int,
     steps: int,
     most_runs: int,
@@ -111,6 +115,7 @@ def run_comparison(
       comparison: what is compared.
       datasets: by turn; seed s has that of turn s, or all seeds the only one.
       fraction: of the training rows, chosen by the turn.
+      label_noise: share of those that get a wrong class, chosen by the turn.
       seeds: of each variant.
       steps: of each run, about.
       most_runs: in one program.
@@ -120,7 +125,8 @@ def run_comparison(
     """
     of_run = {}
     for turn, dataset in enumerate(datasets):
-        data = hold(with_train_fraction(dataset, fraction, seed=turn))
+        dataset = with_train_fraction(dataset, fraction, seed=turn)
+        data = hold(with_label_noise(dataset, label_noise, seed=turn))
         probes = {name: Probe(data.test, similarity=name) for name in SIMILARITIES}
         configs = {}
         for name, changes in comparison.variants.items():
@@ -226,6 +232,7 @@ def main() -> None:
                         comparison,
                         datasets,
                         fraction=fraction,
+                        label_noise=_LABEL_NOISE.value,
                         seeds=seeds,
                         steps=_STEPS.value,
                         most_runs=_RUNS_AT_A_TIME.value,
@@ -235,6 +242,8 @@ def main() -> None:
                     )
                 of_fraction[fraction] = histories
                 part = f"{100 * fraction:g} % of the training rows"
+                if _LABEL_NOISE.value:
+                    part += f", {100 * _LABEL_NOISE.value:g} % of them with a wrong class"
                 table = table_of(comparison, f"{name}, {part}", histories, over)
                 section.table(table)
                 print(table.markdown(), flush=True)
@@ -250,6 +259,7 @@ def main() -> None:
                 "seeds": seeds,
                 "steps": _STEPS.value,
                 "data by seed": _DATA_BY_SEED.value,
+                "label noise": _LABEL_NOISE.value,
                 "training rows": datasets[0].train.name,
                 "measured rows": datasets[0].test.name,
                 "fingerprints": [dataset.fingerprint() for dataset in datasets],
@@ -258,6 +268,7 @@ def main() -> None:
         report.versions(versions())
         parts = [_STAGE.value, *(_COMPARISONS.value or []), *(_FRACTIONS.value or [])]
         parts += ["data-by-seed"] * _DATA_BY_SEED.value
+        parts += [f"noise-{_LABEL_NOISE.value:g}"] * (_LABEL_NOISE.value > 0)
         page = report.write(folder.path / "-".join(parts))
     print(f"written to {page}")
 

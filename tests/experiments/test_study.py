@@ -13,7 +13,7 @@ from aadml_jax.training.config import TrainConfig, check, resolve
 from aadml_jax.training.held_data import hold
 from aadml_jax.training.stacked_runs import Probe
 from aadml_jax.training.sweep import run_program
-from experiments.studied_data import generated_data, grouped_data
+from experiments.studied_data import generated_data, grouped_data, with_label_noise
 from experiments.studied_settings import CONFIRMED, SCREENED, Comparison
 from experiments.study import run_comparison
 from experiments.study_sections import mean_maps
@@ -80,6 +80,21 @@ def test_generated_problems_differ_by_turn():
     first, second = (generated_data(for_test=True, turn=turn) for turn in (0, 1))
     assert first.fingerprint() == load_dataset("synthetic").fingerprint()
     assert not rows_of(first.train) & rows_of(second.train)
+
+
+def test_label_noise_is_wrong_and_in_the_training_rows_alone():
+    dataset = generated_data(for_test=True)
+    noisy = with_label_noise(dataset, 0.3, seed=1)
+    wrong = noisy.train.labels != dataset.train.labels
+    assert wrong.sum() == 0.3 * len(dataset.train)
+    assert noisy.train.labels.min() == 0 and noisy.train.labels.max() == 9
+    shifts = (noisy.train.labels - dataset.train.labels)[wrong] % 10
+    assert np.ptp(np.bincount(shifts, minlength=10)[1:]) <= 1  # all other classes alike
+    assert noisy.test is dataset.test and noisy.fingerprint() != dataset.fingerprint()
+    other = with_label_noise(dataset, 0.3, seed=2).train.labels != dataset.train.labels
+    assert (other != wrong).any()
+    clean = with_label_noise(dataset, 0.0)
+    assert clean.fingerprint() == dataset.fingerprint()
 
 
 def test_generated_screening_sees_no_test_row():
@@ -157,6 +172,7 @@ def test_each_seed_is_trained_on_its_own_data_or_all_on_one(grouped_file, tmp_pa
         comparison,
         datasets,
         fraction=0.5,
+        label_noise=0.2,
         seeds=2,
         steps=2,
         most_runs=3,
@@ -167,7 +183,8 @@ def test_each_seed_is_trained_on_its_own_data_or_all_on_one(grouped_file, tmp_pa
     for name, changes in comparison.variants.items():
         for seed, history in enumerate(histories[name]):
             turn = seed if turns > 1 else 0
-            data = hold(with_train_fraction(datasets[turn], 0.5, seed=turn))
+            part = with_train_fraction(datasets[turn], 0.5, seed=turn)
+            data = hold(with_label_noise(part, 0.2, seed=turn))
             config = TrainConfig(**base, **changes, seed=seed, batch_size=data.num_train, epochs=2)
             probes = {"cosine": Probe(data.test, similarity="cosine")}
             (alone,) = run_program([resolve(config, data.num_train)], data, probes)
