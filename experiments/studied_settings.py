@@ -202,6 +202,38 @@ def _fractions() -> Comparison:
     return Comparison("How much data.", variants, baselines, (0.02, 0.05, 0.1, 0.2, 0.5, 1.0))
 
 
+def _candidates() -> Comparison:
+    kinds = {
+        "margin 0.3": {"margin": 0.3},
+        "margin 1": {"margin": 1.0},
+        "margin 1, weight 3": {"margin": 1.0, "metric_weight": 3.0},
+        "margin 1, weight decay 1": {"margin": 1.0, "weight_decay": 1.0},
+        "semi-hard, margin 1": {"loss": "semihard_triplet", "margin": 1.0},
+        "semi-hard, margin 1, weight 0.3": {
+            "loss": "semihard_triplet",
+            "margin": 1.0,
+            "metric_weight": 0.3,
+        },
+    }
+    variants: dict[str, Changes] = {
+        "cross-entropy alone": _CLASSIFIER,
+        "cross-entropy alone, weight decay 1": {**_CLASSIFIER, "weight_decay": 1.0},
+    }
+    baselines = {"cross-entropy alone, weight decay 1": "cross-entropy alone"}
+    for kind, changes in kinds.items():
+        common = {"label_loss": "cross_entropy", **changes}
+        variants[f"{kind}, plain"] = {**common, **_PLAIN}
+        baselines[f"{kind}, plain"] = "cross-entropy alone"
+        for k in (3, 7):
+            variants[f"{kind}, k={k}"] = {**common, "num_neighbors": k}
+            baselines[f"{kind}, k={k}"] = f"{kind}, plain"
+    return Comparison(
+        "Triplet losses beside cross-entropy; meant for several validation groups (--data_by_seed).",
+        variants,
+        baselines,
+    )
+
+
 SCREENED: dict[str, Comparison] = {
     "readings": _readings(),
     "proxies": _proxies(),
@@ -210,6 +242,7 @@ SCREENED: dict[str, Comparison] = {
     "defaults": _defaults(),
     "terms": _terms(),
     "fractions": _fractions(),
+    "candidates": _candidates(),
 }
 """What is screened on validation rows, by name."""
 
