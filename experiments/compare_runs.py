@@ -2,8 +2,8 @@
 
 Prints a row for each run: its MAP, prefix MAP, best epoch, and those of its settings in which the
 runs differ. Below them, runs that differ in their seed alone are taken together: mean ± standard
-deviation. With --output=FOLDER the same goes into a page there, with curves over the epochs.
-Nothing in the runs' folders is changed.
+deviation; of several runs of one seed, the first. With --output=FOLDER the same goes into a page
+there, with curves over the epochs. Nothing in the runs' folders is changed.
 """
 
 import os
@@ -168,7 +168,8 @@ def as_report(runs: Sequence[FinishedRun]) -> Report:
             _table(
                 "Over seeds",
                 over_seeds,
-                "Mean ± standard deviation of the runs that differ in their seed alone.",
+                "Mean ± standard deviation of the runs that differ in their seed alone; of several "
+                "of one seed, the first.",
             )
         )
     section.table(

@@ -1,7 +1,8 @@
 """What `experiments.study` trains on and measures: whole groups held out, or generated data.
 
-A *turn* is a choice of what is held out, and of the rows where only a part is trained on: other
-turns hold out other groups, or are other generated problems.
+A *turn* is a choice of what is held out for validation, and of the rows where only a part is
+trained on: other turns validate on other groups, or are other generated problems. No turn's
+screening sees a row that any turn's test is on.
 """
 
 import dataclasses
@@ -28,13 +29,13 @@ def grouped_data(path: str, key: str, *, for_test: bool, turn: int = 0) -> Retri
     Args:
       path: feature file with the keys KEY_train and KEY_test.
       key: of the groups.
-      for_test: whether the held-out group is that of the test; for validation another one is held
-        out, and the last group is left out of both sides.
-      turn: 0 holds out the last group for the test, the one before it for validation; 1 the one
-        before that; after the first group the order begins anew.
+      for_test: whether the last group is held out, for the test; if not, another one is, for
+        validation, and the last is left out of both sides.
+      turn: 0 validates on the group before the last, 1 on the one before that, and so on. The test
+        is on the last group in every turn.
 
     Raises:
-      UserError: The file has no such groups, or fewer than three.
+      UserError: The file has no such groups, fewer than three, or none left for that turn.
     """
     dataset = load_dataset("features", features_file=path)
     try:
@@ -52,14 +53,18 @@ def grouped_data(path: str, key: str, *, for_test: bool, turn: int = 0) -> Retri
     names = np.unique(groups).tolist()
     if len(names) < 3:
         raise UserError(
-            f"{path} has {len(names)} different values of {key}; three are needed, to train, to "
-            "validate and to test"
+            f"{path} has the values {names} of {key}; three are needed, to train, to validate and "
+            "to test; name another key with --group"
         )
-    if for_test:
-        return with_test_group(dataset, groups, test_group=names[-1 - turn % len(names)])
     *others, last = names
-    validation = others[-1 - turn % len(others)]
-    return with_test_group(dataset, groups, test_group=validation, left_out=(last,))
+    if for_test:
+        return with_test_group(dataset, groups, test_group=last)
+    if turn >= len(others):
+        raise UserError(
+            f"{path} has {len(others)} values of {key} to validate on beside that of the test; "
+            f"with --data_by_seed choose at most --seeds={len(others)}"
+        )
+    return with_test_group(dataset, groups, test_group=others[-1 - turn], left_out=(last,))
 
 
 def generated_data(*, for_test: bool, turn: int = 0) -> RetrievalDataset:
@@ -69,7 +74,8 @@ def generated_data(*, for_test: bool, turn: int = 0) -> RetrievalDataset:
       for_test: whether the test rows are measured.
       turn: seed of the problem; 0 is the data set `synthetic`.
     """
-    dataset = make_synthetic(dataclasses.replace(SYNTHETIC, seed=turn), name="synthetic")
+    name = f"synthetic, seed {turn}" if turn else "synthetic"
+    dataset = make_synthetic(dataclasses.replace(SYNTHETIC, seed=turn), name=name)
     if for_test:
         return dataset
     is_validation = stratified_folds(dataset.train.labels, NUM_FOLDS) == 0
@@ -90,10 +96,26 @@ def with_label_noise(dataset: RetrievalDataset, share: float, *, seed: int = 0) 
 
     Returns:
       The data, the fingerprint another where a label is.
+
+    Raises:
+      UserError: The share is too small for a single row.
+      ValueError: The share is out of range, or rows have several classes.
     """
     train = dataset.train
-    chosen = keyed_order(np.arange(len(train)), seed=seed)[: round(share * len(train))]
+    if not 0 <= share < 1 or train.labels.ndim != 1:
+        raise ValueError(
+            f"share must be from 0 to below 1 and labels one a row; got {share} and labels "
+            f"{train.labels.shape}"
+        )
+    count = round(share * len(train))
+    if share and not count:
+        raise UserError(
+            f"--label_noise={share:g} of {len(train)} training rows is none; choose a larger one"
+        )
+    chosen = keyed_order(np.arange(len(train)), seed=seed)[:count]
     labels = train.labels.copy()
     others = dataset.num_classes - 1
-    labels[chosen] = (labels[chosen] + 1 + np.arange(len(chosen)) % others) % dataset.num_classes
-    return dataclasses.replace(dataset, train=dataclasses.replace(train, labels=labels))
+    labels[chosen] = (labels[chosen] + 1 + np.arange(count) % others) % dataset.num_classes
+    return dataclasses.replace(
+        dataset, train=dataclasses.replace(train, labels=labels), prepared=None
+    )

@@ -18,12 +18,14 @@ class Comparison:
       variants: by name, what differs from the defaults of `TrainConfig`.
       baselines: by a variant's name, that of the variant whose MAP its gain is counted from.
       fractions: parts of the training rows.
+      data_by_seed: whether it is meant for data of its own for each seed.
     """
 
     question: str
     variants: Mapping[str, Changes]
     baselines: Mapping[str, str]
     fractions: tuple[float, ...] = (0.1, 1.0)
+    data_by_seed: bool = False
 
     def baseline_of(self, name: str) -> str | None:
         """The variant to compare with; None for one that stands for itself."""
@@ -223,14 +225,19 @@ def _candidates() -> Comparison:
     for kind, changes in kinds.items():
         common = {"label_loss": "cross_entropy", **changes}
         variants[f"{kind}, plain"] = {**common, **_PLAIN}
-        baselines[f"{kind}, plain"] = "cross-entropy alone"
+        baselines[f"{kind}, plain"] = (
+            "cross-entropy alone, weight decay 1"
+            if "weight_decay" in changes
+            else "cross-entropy alone"
+        )
         for k in (3, 7):
             variants[f"{kind}, k={k}"] = {**common, "num_neighbors": k}
             baselines[f"{kind}, k={k}"] = f"{kind}, plain"
     return Comparison(
-        "Triplet losses beside cross-entropy; meant for several validation groups (--data_by_seed).",
+        "Triplet losses beside cross-entropy, on several validation groups.",
         variants,
         baselines,
+        data_by_seed=True,
     )
 
 

@@ -30,6 +30,7 @@ from aadml_jax.training import config as configuration
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import bayes_reference, chance_map
 from aadml_jax.training.held_data import hold
+from aadml_jax.training.loop import TrainingDiverged
 from aadml_jax.training.run_folder import RunFolder, versions
 from aadml_jax.training.stacked_runs import Probe
 from aadml_jax.training.sweep import RunHistory, run_sweep
@@ -69,8 +70,8 @@ _SEEDS = flags.DEFINE_integer(
 _DATA_BY_SEED = flags.DEFINE_bool(
     "data_by_seed",
     False,
-    "each seed holds out a group of its own, in turn, and has its own choice of rows; of generated "
-    "data, its own problem",
+    "each seed has its own choice of rows and, in --stage=screen, its own group to validate on; of "
+    "generated data, its own problem",
 )
 _LABEL_NOISE = flags.DEFINE_float(
     "label_noise", 0.0, "part of the training rows that get a wrong class", 0.0, 0.9
@@ -81,6 +82,17 @@ flags.register_validator(
     lambda items: all(_is_fraction(item) for item in items or ()),
     message="must be numbers above 0, at most 1, separated by commas",
 )
+flags.register_validator(
+    "fractions",
+    lambda items: len({f"{float(item):g}" for item in items or ()}) == len(items or ()),
+    message="must be different numbers",
+)
+flags.register_validator(
+    "comparisons",
+    lambda items: len(set(items or ())) == len(items or ()),
+    message="must be different names",
+)
+flags.register_validator("label_noise", math.isfinite, message="must be a number")
 _HIDDEN_SIZES = flags.DEFINE_list("hidden_sizes", "256,256,256", "units of the towers' layers")
 flags.register_validator(
     "hidden_sizes",
@@ -94,6 +106,24 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "auto", "folder of compiled programs; 'auto' or 'off'"
 )
 _LEARNING_RATE = 1e-3
+# By whether data are generated and measured for the test: what a seed has of its own.
+_OWN_DATA = {
+    (False, False): "a group of its own to validate on (most training rows are shared)",
+    (False, True): "its own choice of training rows, where not all are taken, and one test group",
+    (True, False): "a problem of its own",
+    (True, True): "a problem of its own",
+}
+# Flags that change what a page says, in the order in which its folder is named by them.
+_NAMED = (
+    "comparisons",
+    "fractions",
+    "seeds",
+    "steps",
+    "hidden_sizes",
+    "group",
+    "data_by_seed",
+    "label_noise",
+)
 
 
 def run_comparison(
@@ -113,7 +143,8 @@ def run_comparison(
 
     Args:
       comparison: what is compared.
-      datasets: by turn; seed s has that of turn s, or all seeds the only one.
+      datasets: by turn; seed s has that of turn s, or all seeds the only one. As many as seeds, or
+        one.
       fraction: of the training rows, chosen by the turn.
       label_noise: share of those that get a wrong class, chosen by the turn.
       seeds: of each variant.
@@ -122,7 +153,14 @@ def run_comparison(
       base: what all variants have in common, as `TrainConfig` calls it.
       folder: of the sweeps.
       on_progress: called with the epochs done and to do of one turn.
+
+    Raises:
+      ValueError: There are neither as many data sets as seeds nor one.
+      UserError: see `run_sweep`, and where a part of the rows is none.
+      TrainingDiverged: see `run_sweep`.
     """
+    if len(datasets) not in (1, seeds):
+        raise ValueError(f"{len(datasets)} data sets for {seeds} seeds; give one, or one for each")
     of_run = {}
     for turn, dataset in enumerate(datasets):
         dataset = with_train_fraction(dataset, fraction, seed=turn)
@@ -173,16 +211,61 @@ def mean_bayes_map(datasets: Sequence[RetrievalDataset]) -> float | None:
     )
 
 
-def main() -> None:
+def page_name() -> str:
+    """The page's folder: the stage, and the flags that were given."""
+    words = [_STAGE.value]
+    for name in _NAMED:
+        if not flags.FLAGS[name].present:
+            continue
+        value = flags.FLAGS[name].value
+        text = "-".join(value) if isinstance(value, list) else str(value)
+        words.append(text if isinstance(value, list) else f"{name}-{text}")
+    return "-".join(words).replace("/", "_")
+
+
+def names_from_flags(known: Mapping[str, Comparison]) -> list[str]:
+    """Which comparisons to run: those asked for, or all that the flags allow.
+
+    Raises:
+      UserError: A name is unknown, or its comparison is meant for data by seed.
+    """
+    names = _COMPARISONS.value or [
+        name
+        for name, comparison in known.items()
+        if _DATA_BY_SEED.value or not comparison.data_by_seed
+    ]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--comparisons={name} is none of {', '.join(known)}")
+        if known[name].data_by_seed and not _DATA_BY_SEED.value:
+            raise UserError(f"--comparisons={name} needs data for each seed; add --data_by_seed")
+    return names
+
+
+def described(datasets: Sequence[RetrievalDataset], fraction: float) -> list[dict[str, Any]]:
+    """The rows of each turn, for the report."""
+    parts = []
+    for turn, dataset in enumerate(datasets):
+        dataset = with_train_fraction(dataset, fraction, seed=turn)
+        dataset = with_label_noise(dataset, _LABEL_NOISE.value, seed=turn)
+        parts.append(
+            {
+                "fraction": fraction,
+                "training": f"{len(dataset.train)} rows, {dataset.train.name}",
+                "measured": f"{len(dataset.test)} rows, {dataset.test.name}",
+                "fingerprint": dataset.fingerprint(),
+            }
+        )
+    return parts
+
+
+def main() -> int:
     """Wires data, comparisons and report together."""
     require_plots()  # before hours of training
     command_line.set_up_compilation_cache(_COMPILATION_CACHE.value)
     for_test = _STAGE.value == "confirm"
     known = CONFIRMED if for_test else SCREENED
-    names = _COMPARISONS.value or list(known)
-    for name in names:
-        if name not in known:
-            raise UserError(f"--comparisons={name} is none of {', '.join(known)}")
+    names = names_from_flags(known)
     is_generated = _FEATURES_FILE.value is None
     seeds = _SEEDS.value or (10 if for_test else 3)
     datasets = datasets_from_flags(seeds, for_test=for_test)
@@ -197,7 +280,7 @@ def main() -> None:
         "similarity": "cosine",
     }
     over = (
-        "seeds, each with data of its own"
+        f"seeds, each with {_OWN_DATA[is_generated, for_test]}"
         if _DATA_BY_SEED.value
         else "seeds of training alone, for one choice of rows and of held-out rows"
     )
@@ -205,12 +288,13 @@ def main() -> None:
     workdir = _WORKDIR.value or f"runs/study-{base['dataset']}"
     report = Report(
         f"When anchor-aware proxies help: {'generated data' if is_generated else 'grouped data'}",
-        f"Stage {_STAGE.value}: {len(datasets[0].test)} "
-        f"{'test' if for_test else 'validation'} rows, {seeds} seeds, about {_STEPS.value} steps a "
+        f"Stage {_STAGE.value}: {'test' if for_test else 'validation'} rows of "
+        f"{datasets[0].source}, {seeds} seeds, about {_STEPS.value} steps a "
         f"run, towers of {', '.join(_HIDDEN_SIZES.value)} units, Adam {_LEARNING_RATE:g}. The "
         f"state after the last epoch is measured. Chance: {chance:.3f}"
         f"{'' if bayes is None else f'; Bayes reference: {bayes:.3f}'}.",
     )
+    rows: list[dict[str, Any]] = []
     with RunFolder(workdir) as folder:
         for name in names:
             comparison = known[name]
@@ -228,18 +312,22 @@ def main() -> None:
                         bar.total, bar.n = total, done
                         bar.refresh()
 
-                    histories = run_comparison(
-                        comparison,
-                        datasets,
-                        fraction=fraction,
-                        label_noise=_LABEL_NOISE.value,
-                        seeds=seeds,
-                        steps=_STEPS.value,
-                        most_runs=_RUNS_AT_A_TIME.value,
-                        base=base,
-                        folder=folder.path / "sweep",
-                        on_progress=on_progress,
-                    )
+                    try:
+                        histories = run_comparison(
+                            comparison,
+                            datasets,
+                            fraction=fraction,
+                            label_noise=_LABEL_NOISE.value,
+                            seeds=seeds,
+                            steps=_STEPS.value,
+                            most_runs=_RUNS_AT_A_TIME.value,
+                            base=base,
+                            folder=folder.path / "sweep",
+                            on_progress=on_progress,
+                        )
+                    except TrainingDiverged as stop:
+                        print(stop, file=sys.stderr)
+                        return 1
                 of_fraction[fraction] = histories
                 part = f"{100 * fraction:g} % of the training rows"
                 if _LABEL_NOISE.value:
@@ -248,9 +336,11 @@ def main() -> None:
                 section.table(table)
                 print(table.markdown(), flush=True)
                 figure = f"{name}-{100 * fraction:g}".replace(".", "_")
-                add_gains(section, figure, comparison, histories, part)
+                add_gains(section, figure, comparison, histories, part, over)
+                if all(part["fraction"] != fraction for part in rows):
+                    rows += described(datasets, fraction)
             if len(of_fraction) > 2:
-                add_learning_curves(section, f"{name}-by-share", of_fraction, bayes)
+                add_learning_curves(section, f"{name}-by-share", comparison, of_fraction, bayes)
         report.configuration(
             {
                 **base,
@@ -260,17 +350,13 @@ def main() -> None:
                 "steps": _STEPS.value,
                 "data by seed": _DATA_BY_SEED.value,
                 "label noise": _LABEL_NOISE.value,
-                "training rows": datasets[0].train.name,
-                "measured rows": datasets[0].test.name,
-                "fingerprints": [dataset.fingerprint() for dataset in datasets],
+                "rows, by fraction and seed": rows,
             }
         )
         report.versions(versions())
-        parts = [_STAGE.value, *(_COMPARISONS.value or []), *(_FRACTIONS.value or [])]
-        parts += ["data-by-seed"] * _DATA_BY_SEED.value
-        parts += [f"noise-{_LABEL_NOISE.value:g}"] * (_LABEL_NOISE.value > 0)
-        page = report.write(folder.path / "-".join(parts))
+        page = report.write(folder.path / page_name())
     print(f"written to {page}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def table(identifier: str, content: Table, file_name: str) -> str:
 
 def figure(name: str, svg: str, caption: str) -> str:
     """A figure, its drawing part of the page, and its caption; `words in backticks` are code."""
-    drawing = _inline_svg.inline(svg, name, caption.replace("`", ""))
+    drawing = _inline_svg.inline(svg, name, _markdown.plain(caption))
     width = drawing.partition('width="')[2].partition('"')[0]
     return (
         f'<figure class="figure" id="figure-{name}" style="--width:{width or 640}px">'

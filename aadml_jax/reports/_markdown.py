@@ -15,6 +15,11 @@ def pieces(text: str) -> list[tuple[bool, str]]:
     return [(bool(index % 2), piece) for index, piece in enumerate(split) if piece]
 
 
+def plain(text: str) -> str:
+    """Text on one line in which `words in backticks` stand without them."""
+    return "".join(piece for _, piece in pieces(text))
+
+
 def escape(text: str) -> str:
     """Text within a line: what Markdown would read as a sign is escaped."""
     return _SIGN.sub(r"\\\g<0>", " ".join(text.split()))

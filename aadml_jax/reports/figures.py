@@ -281,11 +281,13 @@ def draw_intervals(
       value_label: what the differences are.
 
     Raises:
-      UserError: lengths differ, there is no panel, a number isn't finite, or Matplotlib isn't
-        installed.
+      UserError: lengths differ, there is no panel or no label, a number isn't finite, or
+        Matplotlib isn't installed.
     """
+    if not panels or not labels:
+        raise UserError("intervals without a panel or a label; leave the figure out")
     for title, differences in panels.items():
-        if len(differences) != len(labels) or not labels:
+        if len(differences) != len(labels):
             raise UserError(
                 f"intervals {title!r}: {len(differences)} differences for {len(labels)} labels; "
                 "give one for each"

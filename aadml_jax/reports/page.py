@@ -215,8 +215,9 @@ class Report:
                 if isinstance(item, Table):
                     blocks.append(item.markdown().rstrip("\n"))
                 elif isinstance(item, _Drawing):
+                    alternative = _markdown.plain(item.caption)
                     # A bracket would end the text of the picture before its time.
-                    text = re.sub(r"(?<!\\)([\[\]])", r"\\\1", _markdown.escape(item.caption))
+                    text = re.sub(r"(?<!\\)([\[\]])", r"\\\1", _markdown.escape(alternative))
                     blocks.append(f"![{text}]({FIGURES_FOLDER}/{item.name}.png)")
                     blocks.append(_markdown.paragraph(item.caption))
                 else:

@@ -10,6 +10,11 @@ from aadml_jax.reports.page import Report
 from aadml_jax.reports.projection import joint_projection
 
 _MOST_COLOURS = 16  # more could not be told apart
+_APART_FROM_RETRIEVAL = {
+    "cosine": "",
+    "posterior": " Retrieval ranks posteriors by inner products, which are larger for surer ones; "
+    "distances in the plane do not show that.",
+}
 _AS_COMPARED = {"cosine": "scaled to length 1", "posterior": "as posteriors of the classes"}
 
 
@@ -35,6 +40,10 @@ def add_plane_section(
       similarity: see `joint_projection`.
       max_rows: most clips to draw as points.
       seed: see `joint_projection`.
+
+    Raises:
+      UserError: if scikit-learn or Matplotlib is missing.
+      ValueError: see `joint_projection`.
     """
     classes = representative_classes(labels)
     counts = np.bincount(classes, minlength=len(class_names))
@@ -59,7 +68,8 @@ def add_plane_section(
         f"The audio and the visual embeddings, {_AS_COMPARED[similarity]}, projected together. "
         "Clips of one class should be together whatever their modality, and classes apart. t-SNE "
         "shows who is near whom; how far apart groups are, and how large, it does not tell. The "
-        "first two principal components keep distances, as far as two dimensions can.",
+        "first two principal components keep distances, as far as two dimensions can."
+        f"{_APART_FROM_RETRIEVAL[similarity]}",
     )
     if len(shown) < np.count_nonzero(counts):
         section.text(f"Only the {len(shown)} classes with the most clips are drawn.")

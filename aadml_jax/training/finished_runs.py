@@ -117,6 +117,8 @@ def with_the_same_test_rows(runs: Sequence[FinishedRun]) -> list[list[FinishedRu
 def repeated_by_seed(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     """Runs put together that differ in their seed alone, on the same rows.
 
+    Of several runs of one seed the first counts: the others say nothing about other seeds.
+
     Returns:
       Groups of two or more, in the order of their first runs.
     """
@@ -125,7 +127,9 @@ def repeated_by_seed(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
         settings = {name: run.settings[name] for name in run.settings.keys() - _NOT_SETTINGS}
         settings |= {"epochs": run.settings["epochs"], "seed": None}
         key = json.dumps([settings, run.data["fingerprint"]], sort_keys=True)
-        groups.setdefault(key, []).append(run)
+        group = groups.setdefault(key, [])
+        if all(run.settings.get("seed") != other.settings.get("seed") for other in group):
+            group.append(run)
     return [group for group in groups.values() if len(group) > 1]
 
 

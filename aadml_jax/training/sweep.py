@@ -128,9 +128,19 @@ def run_sweep(
             json.dump(runs, file, allow_nan=False)
         shutil.rmtree(folder / f"partial-{identity}")
         known.update(runs)
-    for orphan in folder.glob("partial-*"):  # of a sweep in other programs, which is complete now
-        shutil.rmtree(orphan)
+    for partial in folder.glob("partial-*"):
+        # Runs of it were trained in other programs. What another sweep has begun stays.
+        if _members(partial) <= known.keys():
+            shutil.rmtree(partial)
     return [RunHistory(**known[name]) for name in names]
+
+
+def _members(partial: pathlib.Path) -> set[str]:
+    """Which runs the folder of a program holds; none before its first checkpoint."""
+    try:
+        return set(json.loads((partial / _HISTORY_FILE).read_text())["members"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _kept_runs(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -182,6 +192,7 @@ def run_program(
     first, epoch, checkpoints = program.first_state(), 0, None
     with contextlib.ExitStack() as stack:
         if folder is not None:
+            members = [_identity([config], data, probes) for config in configs]
             restored = _reopen(folder, identity)
             checkpoints = stack.enter_context(Checkpoints(folder))
             if restored is not None and (found := checkpoints.restore_latest(first)) is not None:
@@ -210,7 +221,7 @@ def run_program(
                     run.reports[name]["reports"].append(report)
             on_epoch(epoch)
             if checkpoints is not None and time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
-                _write(folder, identity, history)
+                _write(folder, identity, members, history)
                 checkpoints.save(program.on_host(state), Progress(epoch, 0.0, None))
                 saved = time.monotonic()
     return history
@@ -269,9 +280,16 @@ def _reopen(folder: pathlib.Path, identity: str) -> list[dict[str, Any]] | None:
     return None
 
 
-def _write(folder: pathlib.Path, identity: str, history: Sequence[RunHistory]) -> None:
+def _write(
+    folder: pathlib.Path, identity: str, members: Sequence[str], history: Sequence[RunHistory]
+) -> None:
+    kept = {
+        "identity": identity,
+        "members": members,
+        "runs": [run._asdict() for run in history],
+    }
     with written_as_a_whole(folder / _HISTORY_FILE) as file:
-        json.dump({"identity": identity, "runs": [run._asdict() for run in history]}, file)
+        json.dump(kept, file)
 
 
 def _cut(run: RunHistory, epoch: int) -> RunHistory:

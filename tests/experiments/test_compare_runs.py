@@ -78,6 +78,7 @@ def test_runs_of_several_seeds_are_taken_together(compare, trained, tmp_path, ca
         copy("a", 0.5, seed=1),
         copy("other", 0.9, seed=1, margin=2.0),
         copy("b", 0.7, seed=2),
+        copy("again", 0.1, seed=1),
         copy_run(trained, tmp_path / "moved", data={"fingerprint": "0" * 16}),
     ]
     compare(*runs, output=str(tmp_path / "page"))

@@ -9,14 +9,25 @@ from running import run, write_feature_file
 
 from aadml_jax.data import load_dataset, with_train_fraction
 from aadml_jax.errors import UserError
+from aadml_jax.reports.page import Report
 from aadml_jax.training.config import TrainConfig, check, resolve
 from aadml_jax.training.held_data import hold
 from aadml_jax.training.stacked_runs import Probe
-from aadml_jax.training.sweep import run_program
+from aadml_jax.training.sweep import RunHistory, run_program
 from experiments.studied_data import generated_data, grouped_data, with_label_noise
 from experiments.studied_settings import CONFIRMED, SCREENED, Comparison
 from experiments.study import run_comparison
-from experiments.study_sections import mean_maps
+from experiments.study_sections import add_learning_curves, is_aware, mean_maps, table_of
+
+OF_PROXIES = {
+    "num_neighbors",
+    "attention",
+    "attention_temperature",
+    "same_class",
+    "neighbors_from",
+    "neighbor_gradient",
+    "proxy_role",
+}
 
 
 @pytest.mark.parametrize("comparison", [*SCREENED.values(), *CONFIRMED.values()])
@@ -28,6 +39,13 @@ def test_comparisons_are_of_valid_settings_with_a_baseline(comparison):
         baseline = comparison.baseline_of(name)
         assert baseline is None or baseline in comparison.variants
         assert baseline != name
+        if baseline is not None and is_aware(changes):
+            # The same but for the proxies.
+            own = {key: changes.get(key) for key in changes.keys() - OF_PROXIES}
+            others = comparison.variants[baseline]
+            assert own == {key: others.get(key) for key in others.keys() - OF_PROXIES}
+        elif baseline is not None and "weight_decay" in comparison.variants[baseline]:
+            assert changes["weight_decay"] == comparison.variants[baseline]["weight_decay"]
     # No two names for one setting.
     settings = [sorted(map(str, changes.items())) for changes in comparison.variants.values()]
     assert len({tuple(changes) for changes in settings}) == len(settings)
@@ -47,6 +65,63 @@ def grouped_file(tmp_path):
     return path
 
 
+def history(cosine, posterior, metric_loss=0.5):
+    reports = {
+        name: {"epochs": [1, 2], "reports": [{"mean": {"map": 9}}, {"mean": {"map": value}}]}
+        for name, value in (("cosine", cosine), ("posterior", posterior))
+    }
+    return RunHistory({"metric_loss": [9, metric_loss]}, reports)
+
+
+MADE_UP = Comparison(
+    "?",
+    {
+        "alone": {"num_neighbors": 1, "metric_weight": 0.0},
+        "plain": {"num_neighbors": 1},
+        "aware": {},
+    },
+    {"plain": "alone", "aware": "plain"},
+)
+HISTORIES = {
+    "alone": [history(0.1, 0.5), history(0.2, 0.7)],
+    "plain": [history(0.3, 0.5, 0.25), history(0.5, 0.9, 0.75)],
+    "aware": [history(0.4, 0.4), history(0.6, 0.8)],
+}
+
+
+def test_gains_are_over_the_baseline_of_the_same_seed():
+    table = table_of(MADE_UP, "t", HISTORIES, "two seeds")
+    alone, plain, aware = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert (alone["cosine, gain"], alone["metric loss"], alone["gain over"]) == (None, None, "")
+    # 0.3 − 0.1 and 0.5 − 0.2; 0 and 0.2
+    assert plain["cosine, gain"].mean == pytest.approx(0.25)
+    assert plain["posterior, gain"].mean == pytest.approx(0.1)
+    assert plain["metric loss"].mean == pytest.approx(0.5)
+    assert plain["cosine"].mean == pytest.approx(0.4)
+    assert aware["cosine, gain"].mean == pytest.approx(0.1)
+    assert aware["cosine, gain"].high == pytest.approx(0.1)  # twice the same
+    assert "over two seeds" in table.note
+
+
+def test_curves_pair_proxies_with_their_baseline_by_colour():
+    pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
+    report = Report("t")
+    section = report.section("s")
+    add_learning_curves(section, "curves", MADE_UP, {1.0: HISTORIES, 0.1: HISTORIES}, 0.9)
+    (drawing,) = section._content
+    right = drawing.figure.axes[1]
+    alone, plain, aware, bayes = right.get_lines()
+    assert plain.get_color() == aware.get_color() != alone.get_color()
+    assert (plain.get_linestyle(), aware.get_linestyle()) == ("--", "-")
+    assert set(bayes.get_ydata()) == {0.9}
+    assert alone.get_xydata().tolist() == [[10, 0.6], [100, 0.6]]
+    assert plain.get_xydata()[:, 1] == pytest.approx(0.7)
+    many = Comparison("?", {str(i): {"margin": i} for i in range(9)}, {})
+    histories = {name: HISTORIES["plain"] for name in many.variants}
+    add_learning_curves(section, "many", many, {1.0: histories, 0.1: histories}, None)
+    assert section._content[1:] == ["9 variants are too many for one figure of curves."]
+
+
 def rows_of(features):
     return {row.tobytes() for row in features.audio}
 
@@ -61,19 +136,21 @@ def test_screening_sees_no_test_row(grouped_file):
     assert not rows_of(screened.train) & rows_of(screened.test)
 
 
-def test_turns_hold_out_one_group_after_the_other(grouped_file):
+def test_turns_validate_on_one_group_after_the_other_and_test_on_one(grouped_file):
     with h5py.File(grouped_file) as file:
         speakers = np.concatenate([file["speaker_train"][:], file["speaker_test"][:]])
         audio = np.concatenate([file["audio_train"][:], file["audio_test"][:]])
     of_speaker = [{row.tobytes() for row in audio[speakers == number]} for number in range(4)]
     path = str(grouped_file)
-    for turn, (test, validation) in enumerate([(3, 2), (2, 1), (1, 0), (0, 2), (3, 1)]):
+    for turn, validation in enumerate([2, 1, 0]):
         confirmed = grouped_data(path, "speaker", for_test=True, turn=turn)
-        assert rows_of(confirmed.test) == of_speaker[test]
-        assert rows_of(confirmed.train) == set().union(*of_speaker) - of_speaker[test]
+        assert rows_of(confirmed.test) == of_speaker[3]
+        assert rows_of(confirmed.train) == set().union(*of_speaker[:3])
         screened = grouped_data(path, "speaker", for_test=False, turn=turn)
         assert rows_of(screened.test) == of_speaker[validation]
-        assert not rows_of(screened.train) & (of_speaker[validation] | of_speaker[3])
+        assert rows_of(screened.train) == set().union(*of_speaker[:3]) - of_speaker[validation]
+    with pytest.raises(UserError, match=r"3 values of speaker to validate on .* at most --seeds=3"):
+        grouped_data(path, "speaker", for_test=False, turn=3)
 
 
 def test_generated_problems_differ_by_turn():
@@ -95,6 +172,10 @@ def test_label_noise_is_wrong_and_in_the_training_rows_alone():
     assert (other != wrong).any()
     clean = with_label_noise(dataset, 0.0)
     assert clean.fingerprint() == dataset.fingerprint()
+    with pytest.raises(UserError, match=r"--label_noise=0\.0001 of 2000 training rows is none"):
+        with_label_noise(dataset, 0.0001)
+    with pytest.raises(ValueError, match="from 0 to below 1"):
+        with_label_noise(dataset, 1.5)
 
 
 def test_generated_screening_sees_no_test_row():
@@ -108,7 +189,7 @@ def test_generated_screening_sees_no_test_row():
     ("key", "line"),
     [
         ("none", "has no keys none_train and none_test; name others with --group"),
-        ("sex", "has 2 different values of sex; three are needed"),
+        ("sex", r"has the values \[0, 1\] of sex; three are needed.* another key with --group"),
         ("column", r"must hold a group a row, together shape \(70,\), not \(70, 1\)"),
     ],
 )
@@ -133,7 +214,8 @@ def test_one_command_screens_and_goes_on_where_it_was(grouped_file, tmp_path):
     status, output, errors = run(*command)
     assert (status, errors) == (0, "")
     assert "fractions, 50 % of the training rows" in output
-    folder = tmp_path / "study/screen-fractions-0.5-0.8-1-data-by-seed"
+    page = "screen-fractions-0.5-0.8-1-seeds-2-steps-2-8-data_by_seed-True"
+    folder = tmp_path / "study" / page
     numbers = json.loads((folder / "numbers.json").read_text())
     tables = numbers["sections"][0]["tables"]
     assert len(tables) == 3
@@ -153,10 +235,18 @@ def test_one_command_screens_and_goes_on_where_it_was(grouped_file, tmp_path):
         "fractions-100",
         "fractions-by-share",
     }
-    assert len(set(numbers["configuration"]["fingerprints"])) == 2
-    kept = sorted((tmp_path / "study" / "sweep").iterdir())
-    assert kept and run(*command)[:2] == (0, output)
-    assert kept == sorted((tmp_path / "study" / "sweep").iterdir())
+    rows = numbers["configuration"]["rows, by fraction and seed"]
+    assert len({part["fingerprint"] for part in rows}) == len(rows) == 6
+
+    def kept():
+        return {
+            path.name: path.stat().st_mtime_ns
+            for path in (tmp_path / "study" / "sweep").glob("*.json")
+        }
+
+    before = kept()
+    assert before and run(*command)[:2] == (0, output)
+    assert kept() == before
 
 
 @pytest.mark.parametrize("turns", [1, 2])
@@ -199,7 +289,11 @@ def test_each_seed_is_trained_on_its_own_data_or_all_on_one(grouped_file, tmp_pa
         ("--fractions=0", "must be numbers above 0, at most 1"),
         ("--fractions=x", "must be numbers above 0, at most 1"),
         ("--hidden_sizes=a", "must be whole numbers separated by commas"),
+        ("--fractions=0.5,0.50", "must be different numbers"),
+        ("--comparisons=terms,terms", "must be different names"),
         ("--comparisons=all", "--comparisons=all is none of readings"),
+        ("--comparisons=candidates", "--comparisons=candidates needs data for each seed"),
+        ("--label_noise=nan", "must be a number"),
     ],
 )
 def test_flags_that_cannot_be_get_one_line(tmp_path, flag, line):

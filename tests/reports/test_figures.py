@@ -116,12 +116,21 @@ def test_intervals_are_filled_where_they_leave_zero_out():
 
 @needs_matplotlib
 @pytest.mark.parametrize(
-    ("labels", "differences"),
-    [([], []), (["a"], []), (["a"], [PairedDifference(float("nan"), None, None, 1)])],
+    ("labels", "panels", "line"),
+    [
+        ([], {"one": []}, "without a panel or a label"),
+        (["a"], {}, "without a panel or a label"),
+        (["a"], {"one": []}, "intervals 'one': 0 differences for 1 labels"),
+        (
+            ["a"],
+            {"one": [PairedDifference(float("nan"), None, None, 1)]},
+            "intervals 'one', 'a' holds nan",
+        ),
+    ],
 )
-def test_intervals_that_do_not_fit_are_named(labels, differences):
-    with pytest.raises(UserError, match="intervals 'one'"):
-        draw_intervals(labels, {"one": differences}, value_label="gain")
+def test_intervals_that_do_not_fit_are_named(labels, panels, line):
+    with pytest.raises(UserError, match=line):
+        draw_intervals(labels, panels, value_label="gain")
 
 
 @needs_matplotlib

@@ -146,6 +146,8 @@ def test_captions_set_code_as_code_and_describe_without_its_marks(tmp_path):
     text = report.write(tmp_path).read_text()
     assert "<figcaption>Loss <code>a&lt;b</code> by epoch.</figcaption>" in text
     assert 'aria-label="Loss a&lt;b by epoch."' in text
+    markdown = (tmp_path / "report.md").read_text()
+    assert "![Loss a\\<b by epoch.](" in markdown and "Loss `a<b` by epoch." in markdown
 
 
 def test_text_from_outside_stays_text(tmp_path):

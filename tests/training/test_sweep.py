@@ -232,6 +232,36 @@ def test_what_an_interrupted_sweep_left_is_cleared_away(tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
+def test_sweeps_that_share_a_folder_leave_each_others_beginnings(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    later = [dataclasses.replace(BASE, seed=7), dataclasses.replace(BASE, seed=8)]
+    run_sweep([BASE], DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE)
+
+    def stop(done, total):
+        if done == 4:  # the second of three epochs of both
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_sweep(later, DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE, on_progress=stop)
+    run_sweep([BASE], DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE)
+    progress = []
+    run_sweep(
+        later,
+        DATA,
+        PROBES,
+        folder=tmp_path,
+        devices=ONE_DEVICE,
+        on_progress=lambda done, total: progress.append(done),
+    )
+    assert progress == [4, 6]
+    # Of runs that were trained in other programs meanwhile, the beginning is cleared away.
+    with pytest.raises(Stopped):
+        fresh = [dataclasses.replace(run, learning_rate=2e-3) for run in later]
+        run_sweep(fresh, DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE, on_progress=stop)
+    run_sweep(fresh, DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE, most_runs=1)
+    assert not list(tmp_path.glob("partial-*"))
+
+
 def test_programs_hold_runs_of_one_kind():
     runs = [
         BASE,
