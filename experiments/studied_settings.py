@@ -256,31 +256,39 @@ SCREENED: dict[str, Comparison] = {
 
 def _finalists() -> Comparison:
     decayed = {"weight_decay": 1.0}
-    little = {"loss": "margin", "label_loss": "cross_entropy", "metric_weight": 0.1}
-    variants = {
-        "the paper's reading, plain": {"label_loss": "squared", "margin": 1.0, **_PLAIN},
-        "the paper's reading, k=3": {"label_loss": "squared", "margin": 1.0},
-        "no label loss, margin 1, plain": {**_BASES["no label loss, margin 1"], **_PLAIN},
-        "no label loss, margin 1, k=3": _BASES["no label loss, margin 1"],
-        "the defaults, plain": {**_BASES["cross-entropy, margin 0.3"], **_PLAIN},
-        "the defaults, k=3": _BASES["cross-entropy, margin 0.3"],
+    pairs: dict[str, tuple[Changes, str | None]] = {
+        "the paper's reading": ({"label_loss": "squared", "margin": 1.0}, None),
+        "no label loss, margin 1": (_BASES["no label loss, margin 1"], None),
+        "the defaults": (_BASES["cross-entropy, margin 0.3"], "cross-entropy alone"),
+        "margin 1, weight 3": (
+            {"label_loss": "cross_entropy", "margin": 1.0, "metric_weight": 3.0},
+            "cross-entropy alone",
+        ),
+        "semi-hard, margin 1": (
+            {"label_loss": "cross_entropy", "loss": "semihard_triplet", "margin": 1.0},
+            "cross-entropy alone",
+        ),
+        "margin loss × 0.1, weight decay 1": (
+            {"label_loss": "cross_entropy", "loss": "margin", "metric_weight": 0.1, **decayed},
+            "cross-entropy alone, weight decay 1",
+        ),
+    }
+    variants: dict[str, Changes] = {
         "cross-entropy alone": _CLASSIFIER,
         "cross-entropy alone, weight decay 1": {**_CLASSIFIER, **decayed},
-        "margin loss × 0.1, weight decay 1, plain": {**little, **decayed, **_PLAIN},
-        "margin loss × 0.1, weight decay 1, k=7": {**little, **decayed, "num_neighbors": 7},
     }
+    baselines = {"cross-entropy alone, weight decay 1": "cross-entropy alone"}
+    for name, (changes, baseline) in pairs.items():
+        neighbors = 7 if name.startswith("margin loss") else 3
+        variants[f"{name}, plain"] = {**changes, **_PLAIN}
+        if baseline is not None:
+            baselines[f"{name}, plain"] = baseline
+        variants[f"{name}, k={neighbors}"] = {**changes, "num_neighbors": neighbors}
+        baselines[f"{name}, k={neighbors}"] = f"{name}, plain"
     return Comparison(
         "What screening left: the paper's reading, the defaults, the bar, the best with proxies.",
         variants,
-        {
-            "the paper's reading, k=3": "the paper's reading, plain",
-            "no label loss, margin 1, k=3": "no label loss, margin 1, plain",
-            "the defaults, plain": "cross-entropy alone",
-            "the defaults, k=3": "the defaults, plain",
-            "cross-entropy alone, weight decay 1": "cross-entropy alone",
-            "margin loss × 0.1, weight decay 1, plain": "cross-entropy alone, weight decay 1",
-            "margin loss × 0.1, weight decay 1, k=7": "margin loss × 0.1, weight decay 1, plain",
-        },
+        baselines,
     )
 
 
