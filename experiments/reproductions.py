@@ -14,7 +14,12 @@ from aadml_jax.objective import METRIC_LOSSES
 from aadml_jax.reports.figures import Curve, Panel, draw_curves
 from aadml_jax.reports.literature import literature_table
 from aadml_jax.reports.page import Report
-from aadml_jax.reports.statistics import MeanAndSpread, mean_and_spread, paired_difference
+from aadml_jax.reports.statistics import (
+    MeanAndSpread,
+    band_over_seeds,
+    mean_and_spread,
+    paired_difference,
+)
 from aadml_jax.reports.tables import Table
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import DIRECTIONS
@@ -66,26 +71,12 @@ class Reproduction:
     add_to: Callable[[Report, str, Histories, References, TrainConfig], None]
 
 
-def _last(history: RunHistory) -> dict[str, Any]:
-    return history.reports[TEST]["reports"][-1]
-
-
 def _maps(histories: Sequence[RunHistory], direction: str, metric: str = "map") -> list[float]:
-    return [_last(history)[direction][metric] for history in histories]
+    return [history.last(TEST)[direction][metric] for history in histories]
 
 
 def _map_cells(histories: Sequence[RunHistory], metric: str = "map") -> list[MeanAndSpread]:
     return [mean_and_spread(_maps(histories, direction, metric)) for direction in DIRECTIONS]
-
-
-def _band(values: Any) -> dict[str, np.ndarray]:
-    """Mean over seeds [n] and, from two seeds on, a standard deviation to either side."""
-    values = np.asarray(values, np.float64)
-    mean = values.mean(axis=0)
-    if len(values) < 2:
-        return {"y": mean}
-    spread = values.std(axis=0, ddof=1)
-    return {"y": mean, "low": mean - spread, "high": mean + spread}
 
 
 def _style(name: str) -> str:
@@ -101,12 +92,12 @@ def _add_precision_scope(
         f"and over seeds (bands: ± one standard deviation). Loss `{base.loss}`; k = "
         f"{base.num_neighbors} for the anchor-aware runs. The paper shows K from 10 to 1000.",
     )
-    scopes = [int(k) for k in _last(histories[PLAIN,][0])["mean"]["precision_at_k"]]
+    scopes = [int(k) for k in histories[PLAIN,][0].last(TEST)["mean"]["precision_at_k"]]
 
     def values(name: str, direction: str) -> np.ndarray:
         return np.array(
             [
-                [_last(history)[direction]["precision_at_k"][str(k)] for k in scopes]
+                [history.last(TEST)[direction]["precision_at_k"][str(k)] for k in scopes]
                 for history in histories[name,]
             ]
         )
@@ -117,7 +108,7 @@ def _add_precision_scope(
             "K",
             "precision@K",
             [
-                Curve(name, scopes, style=_style(name), **_band(values(name, direction)))
+                Curve(name, scopes, style=_style(name), **band_over_seeds(values(name, direction)))
                 for name in (PLAIN, AWARE)
             ],
             log_x=True,
@@ -168,7 +159,9 @@ def _add_neighbors(
                 Curve(
                     loss,
                     ks,
-                    **_band(np.array([_maps(histories[loss, str(k)], direction) for k in ks]).T),
+                    **band_over_seeds(
+                        np.array([_maps(histories[loss, str(k)], direction) for k in ks]).T
+                    ),
                 )
                 for loss in NEIGHBOR_LOSSES
             ],
@@ -237,7 +230,7 @@ def _add_training_curves(
                             kept[0]["epochs"],
                             style=_style(name),
                             color=color,
-                            **_band(values),
+                            **band_over_seeds(values),
                         )
                     )
             label = "objective" if what == "loss" else "MAP"
@@ -256,18 +249,11 @@ def _add_training_curves(
                     loss,
                     name,
                     *(
-                        mean_and_spread(
-                            [history.reports[p]["reports"][-1]["loss"] for history in of_seeds]
-                        )
+                        mean_and_spread([history.last(p)["loss"] for history in of_seeds])
                         for p in (TRAIN, TEST)
                     ),
                     *(
-                        mean_and_spread(
-                            [
-                                history.reports[p]["reports"][-1]["mean"]["map"]
-                                for history in of_seeds
-                            ]
-                        )
+                        mean_and_spread([history.last(p)["mean"]["map"] for history in of_seeds])
                         for p in (TRAIN, TEST)
                     ),
                 ]

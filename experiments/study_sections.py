@@ -7,7 +7,12 @@ import numpy as np
 
 from aadml_jax.reports.figures import Curve, Panel, Reference, draw_curves, draw_intervals
 from aadml_jax.reports.page import Section
-from aadml_jax.reports.statistics import PairedDifference, mean_and_spread, paired_difference
+from aadml_jax.reports.statistics import (
+    PairedDifference,
+    band_over_seeds,
+    mean_and_spread,
+    paired_difference,
+)
 from aadml_jax.reports.tables import Table
 from aadml_jax.training.sweep import RunHistory
 from experiments.studied_settings import Comparison
@@ -22,7 +27,7 @@ Histories = Mapping[str, Sequence[RunHistory]]
 
 def mean_maps(histories: Sequence[RunHistory], similarity: str) -> list[float]:
     """Mean MAP of both directions after the last epoch, seed by seed."""
-    return [history.reports[similarity]["reports"][-1]["mean"]["map"] for history in histories]
+    return [history.last(similarity)["mean"]["map"] for history in histories]
 
 
 def gains(
@@ -158,17 +163,12 @@ def add_learning_curves(
     for similarity in SIMILARITIES:
         curves = []
         for variant, color in colors.items():
-            maps = np.array(
-                [mean_maps(of_fraction[fraction][variant], similarity) for fraction in fractions]
-            )
-            mean, spread = maps.mean(axis=1), maps.std(axis=1, ddof=1)
+            maps = [mean_maps(of_fraction[fraction][variant], similarity) for fraction in fractions]
             curves.append(
                 Curve(
                     variant,
                     [100 * fraction for fraction in fractions],
-                    mean,
-                    mean - spread,
-                    mean + spread,
+                    **band_over_seeds(np.transpose(maps)),
                     style="aware" if is_aware(comparison.variants[variant]) else "plain",
                     color=color,
                 )

@@ -93,6 +93,23 @@ def paired_difference(
     return PairedDifference(mean, mean - half, mean + half, count)
 
 
+def band_over_seeds(values: Sequence[Sequence[float]]) -> dict[str, np.ndarray]:
+    """Mean over seeds and, from two seeds on, a standard deviation to either side.
+
+    Args:
+      values: [seeds, n] finite numbers.
+
+    Returns:
+      The fields of a `figures.Curve`: `y`, and `low` and `high` from two seeds on, [n] each.
+    """
+    of_seeds = np.asarray(values, np.float64)
+    mean = of_seeds.mean(axis=0)
+    if len(of_seeds) < 2:
+        return {"y": mean}
+    spread = of_seeds.std(axis=0, ddof=1)
+    return {"y": mean, "low": mean - spread, "high": mean + spread}
+
+
 def _sample(values: Sequence[float], what: str) -> np.ndarray:
     try:
         sample = np.asarray(values, np.float64)

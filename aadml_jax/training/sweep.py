@@ -44,6 +44,10 @@ class RunHistory(NamedTuple):
     losses: dict[str, list[float]]
     reports: dict[str, dict[str, list[Any]]]
 
+    def last(self, probe: str) -> dict[str, Any]:
+        """The report after the last epoch."""
+        return self.reports[probe]["reports"][-1]
+
 
 def programs(configs: Sequence[TrainConfig], most_runs: int) -> list[list[int]]:
     """Which runs can share a program.
@@ -99,7 +103,8 @@ def run_sweep(
         raise UserError(
             f"{folder} cannot be used ({error.strerror}); choose another folder"
         ) from error
-    names = [_identity([config], data, probes) for config in configs]
+    surroundings = _surroundings(data, probes)
+    names = [_identity([config], surroundings) for config in configs]
     missing = {name: config for name, config in zip(names, configs, strict=True)}
     missing = {name: config for name, config in missing.items() if name not in known}
     total, done = sum(config.epochs for config in missing.values()), 0
@@ -110,7 +115,7 @@ def run_sweep(
         def count(epoch: int, before: int = done, size: int = len(group)) -> None:
             on_progress(before + epoch * size, total)
 
-        identity = _identity([config for _, config in of_group], data, probes)
+        identity = _identity([config for _, config in of_group], surroundings)
         histories = run_program(
             [config for _, config in of_group],
             data,
@@ -185,14 +190,15 @@ def run_program(
     program = StackedRuns(configs, data, tuple(devices or jax.local_devices()))
     last = configs[0].epochs
     measure = program.measuring(probes)
-    identity = _identity(configs, data, probes)
     history = [
         RunHistory({}, {name: {"epochs": [], "reports": []} for name in probes}) for _ in configs
     ]
     first, epoch, checkpoints = program.first_state(), 0, None
     with contextlib.ExitStack() as stack:
         if folder is not None:
-            members = [_identity([config], data, probes) for config in configs]
+            surroundings = _surroundings(data, probes)
+            identity = _identity(configs, surroundings)
+            members = [_identity([config], surroundings) for config in configs]
             restored = _reopen(folder, identity)
             checkpoints = stack.enter_context(Checkpoints(folder))
             if restored is not None and (found := checkpoints.restore_latest(first)) is not None:
@@ -245,10 +251,23 @@ def _require_finite(name: str, value: float, config: TrainConfig, epoch: int) ->
         )
 
 
-def _identity(configs: Sequence[TrainConfig], data: HeldData, probes: Mapping[str, Probe]) -> str:
+def _surroundings(data: HeldData, probes: Mapping[str, Probe]) -> bytes:
+    """Digest of what the runs of a sweep have in common and their histories depend on."""
+    digest = hashlib.blake2b(digest_size=16)
+    machine = {"platform": jax.default_backend(), **versions()}
+    digest.update(json.dumps([machine, data.description["fingerprint"]], sort_keys=True).encode())
+    for name, probe in probes.items():
+        digest.update(json.dumps([name, *probe[1:]]).encode())
+        for array in probe.rows:
+            digest.update(f"{array.shape}{array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array))
+    return digest.digest()
+
+
+def _identity(configs: Sequence[TrainConfig], surroundings: bytes) -> str:
     """Tells apart what would not give the same histories."""
     left_out = resumable_fields() - {"epochs"}
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(surroundings, digest_size=16)
     for config in configs:
         fields = dataclasses.asdict(config)
         digest.update(
@@ -257,13 +276,6 @@ def _identity(configs: Sequence[TrainConfig], data: HeldData, probes: Mapping[st
                 sort_keys=True,
             ).encode()
         )
-    machine = {"platform": jax.default_backend(), **versions()}
-    digest.update(json.dumps([machine, data.description["fingerprint"]], sort_keys=True).encode())
-    for name, probe in probes.items():
-        digest.update(json.dumps([name, *probe[1:]]).encode())
-        for array in probe.rows:
-            digest.update(f"{array.shape}{array.dtype}".encode())
-            digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
 

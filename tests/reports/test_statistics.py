@@ -7,7 +7,12 @@ import pytest
 from scipy import stats
 
 from aadml_jax.errors import UserError
-from aadml_jax.reports.statistics import MeanAndSpread, mean_and_spread, paired_difference
+from aadml_jax.reports.statistics import (
+    MeanAndSpread,
+    band_over_seeds,
+    mean_and_spread,
+    paired_difference,
+)
 
 
 def test_spread_is_that_of_a_sample():
@@ -19,6 +24,15 @@ def test_spread_is_that_of_a_sample():
 
 def test_one_value_has_no_spread():
     assert mean_and_spread([0.25]) == MeanAndSpread(0.25, None, 1)
+
+
+def test_a_band_is_a_standard_deviation_about_the_mean_over_seeds():
+    band = band_over_seeds([[1, 10], [3, 10], [5, 16]])
+    np.testing.assert_allclose(band["y"], [3, 12])
+    np.testing.assert_allclose(band["low"], [1, 12 - math.sqrt(12)])
+    np.testing.assert_allclose(band["high"], [5, 12 + math.sqrt(12)])
+    alone = band_over_seeds([[1, 2]])
+    assert list(alone) == ["y"] and alone["y"].tolist() == [1, 2]
 
 
 def test_interval_by_hand():
