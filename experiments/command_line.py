@@ -1,5 +1,6 @@
-"""What the binaries share: flags from a dataclass, exit statuses, JAX's settings."""
+"""What the binaries share: flags from a dataclass, exit statuses, progress, JAX's settings."""
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -9,10 +10,11 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags, logging
+from tqdm import tqdm
 
 from aadml_jax.errors import UserError
 
@@ -66,6 +68,18 @@ def config_from_flags(config_class: type) -> tuple[Any, frozenset[str]]:
         if flag.present:
             explicit.add(field.name)
     return config_class(**values), frozenset(explicit)
+
+
+@contextlib.contextmanager
+def progress_of_runs(name: str | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A bar of the epochs of a sweep's runs, where there is a terminal; gives `on_progress`."""
+    with tqdm(desc=name, unit="epoch", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+
+        def on_progress(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        yield on_progress
 
 
 def run(main: Callable[..., int | None], *, takes_arguments: bool = False) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Set
 
 import jax
 from absl import flags
-from tqdm import tqdm
 
 from aadml_jax.data import RetrievalDataset, open_dataset
 from aadml_jax.data.splits import rows_in_shares_of
@@ -129,6 +128,11 @@ def checked_config() -> tuple[TrainConfig, Set[str]]:
     for name in sorted(explicit & _NOT_HERE):
         raise UserError(f"--{name} is not for reproductions, which set it themselves; leave it out")
     configuration.check(config)
+    if config.attention == "neighbor" and config.num_neighbors == 1:
+        raise UserError(
+            "--num_neighbors=1 is the method without proxies, with which they are compared here; "
+            "choose 2 or more"
+        )
     return config, explicit
 
 
@@ -161,12 +165,7 @@ def main() -> int:
             flush=True,
         )
         command_line.warn_of_shared_rows(data.description["shared_rows"], len(data.test_labels))
-        with tqdm(unit="epoch", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-
-            def on_progress(done: int, total: int) -> None:
-                bar.total, bar.n = total, done
-                bar.refresh()
-
+        with command_line.progress_of_runs() as on_progress:
             try:
                 histories = run_sweep(
                     list(wanted.values()),

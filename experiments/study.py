@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from tqdm import tqdm
 
 from aadml_jax.data import RetrievalDataset, with_train_fraction
 from aadml_jax.errors import UserError
@@ -130,8 +129,6 @@ def run_comparison(
     comparison: Comparison,
     datasets: Sequence[RetrievalDataset],
     *,
-    fraction: float,
-    label_noise: float,
     seeds: int,
     steps: int,
     most_runs: int,
@@ -143,10 +140,7 @@ def run_comparison(
 
     Args:
       comparison: what is compared.
-      datasets: by turn; seed s has that of turn s, or all seeds the only one. As many as seeds, or
-        one.
-      fraction: of the training rows, chosen by the turn.
-      label_noise: share of those that get a wrong class, chosen by the turn.
+      datasets: seed s has that of turn s, or all seeds the only one. As many as seeds, or one.
       seeds: of each variant.
       steps: of each run, about.
       most_runs: in one program.
@@ -156,15 +150,14 @@ def run_comparison(
 
     Raises:
       ValueError: There are neither as many data sets as seeds nor one.
-      UserError: see `run_sweep`, and where a part of the rows is none.
+      UserError: see `run_sweep`.
       TrainingDiverged: see `run_sweep`.
     """
     if len(datasets) not in (1, seeds):
         raise ValueError(f"{len(datasets)} data sets for {seeds} seeds; give one, or one for each")
     of_run = {}
     for turn, dataset in enumerate(datasets):
-        dataset = with_train_fraction(dataset, fraction, seed=turn)
-        data = hold(with_label_noise(dataset, label_noise, seed=turn))
+        data = hold(dataset)
         probes = {name: Probe(data.test, similarity=name) for name in SIMILARITIES}
         configs = {}
         for name, changes in comparison.variants.items():
@@ -236,27 +229,31 @@ def names_from_flags(known: Mapping[str, Comparison]) -> list[str]:
     ]
     for name in names:
         if name not in known:
-            raise UserError(f"--comparisons={name} is none of {', '.join(known)}")
+            raise UserError(
+                f"--comparisons={name} is none of --stage={_STAGE.value}: {', '.join(known)}"
+            )
         if known[name].data_by_seed and not _DATA_BY_SEED.value:
             raise UserError(f"--comparisons={name} needs data for each seed; add --data_by_seed")
     return names
 
 
-def described(datasets: Sequence[RetrievalDataset], fraction: float) -> list[dict[str, Any]]:
-    """The rows of each turn, for the report."""
-    parts = []
-    for turn, dataset in enumerate(datasets):
-        dataset = with_train_fraction(dataset, fraction, seed=turn)
-        dataset = with_label_noise(dataset, _LABEL_NOISE.value, seed=turn)
-        parts.append(
-            {
-                "fraction": fraction,
-                "training": f"{len(dataset.train)} rows, {dataset.train.name}",
-                "measured": f"{len(dataset.test)} rows, {dataset.test.name}",
-                "fingerprint": dataset.fingerprint(),
-            }
+def part_of(datasets: Sequence[RetrievalDataset], fraction: float) -> list[RetrievalDataset]:
+    """A part of the training rows of each turn, with the label noise that is asked for."""
+    return [
+        with_label_noise(
+            with_train_fraction(dataset, fraction, seed=turn), _LABEL_NOISE.value, seed=turn
         )
-    return parts
+        for turn, dataset in enumerate(datasets)
+    ]
+
+
+def described(dataset: RetrievalDataset) -> dict[str, Any]:
+    """What was trained on and measured, for the report."""
+    return {
+        "training": f"{len(dataset.train)} rows, {dataset.train.name}",
+        "measured": f"{len(dataset.test)} rows, {dataset.test.name}",
+        "fingerprint": dataset.fingerprint(),
+    }
 
 
 def main() -> int:
@@ -294,30 +291,25 @@ def main() -> int:
         f"state after the last epoch is measured. Chance: {chance:.3f}"
         f"{'' if bayes is None else f'; Bayes reference: {bayes:.3f}'}.",
     )
-    rows: list[dict[str, Any]] = []
+    rows: dict[str, list[dict[str, Any]]] = {}
     with RunFolder(workdir) as folder:
         for name in names:
             comparison = known[name]
             section = report.section(name, comparison.question)
             of_fraction = {}
             for fraction in map(float, _FRACTIONS.value or comparison.fractions):
-                with tqdm(
-                    desc=f"{name}, {fraction:g}",
-                    unit="epoch",
-                    disable=not sys.stderr.isatty(),
-                    dynamic_ncols=True,
-                ) as bar:
-
-                    def on_progress(done: int, total: int, bar: tqdm = bar) -> None:
-                        bar.total, bar.n = total, done
-                        bar.refresh()
-
-                    try:
+                parts = part_of(datasets, fraction)
+                print(
+                    f"{name}, {fraction:g} of the training rows: "
+                    f"{len(comparison.variants) * seeds} runs; folder {folder.path}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                try:
+                    with command_line.progress_of_runs(name) as on_progress:
                         histories = run_comparison(
                             comparison,
-                            datasets,
-                            fraction=fraction,
-                            label_noise=_LABEL_NOISE.value,
+                            parts,
                             seeds=seeds,
                             steps=_STEPS.value,
                             most_runs=_RUNS_AT_A_TIME.value,
@@ -325,9 +317,9 @@ def main() -> int:
                             folder=folder.path / "sweep",
                             on_progress=on_progress,
                         )
-                    except TrainingDiverged as stop:
-                        print(stop, file=sys.stderr)
-                        return 1
+                except TrainingDiverged as stop:
+                    print(stop, file=sys.stderr)
+                    return 1
                 of_fraction[fraction] = histories
                 part = f"{100 * fraction:g} % of the training rows"
                 if _LABEL_NOISE.value:
@@ -337,8 +329,7 @@ def main() -> int:
                 print(table.markdown(), flush=True)
                 figure = f"{name}-{100 * fraction:g}".replace(".", "_")
                 add_gains(section, figure, comparison, histories, part, over)
-                if all(part["fraction"] != fraction for part in rows):
-                    rows += described(datasets, fraction)
+                rows[f"{fraction:g}"] = [described(dataset) for dataset in parts]
             if len(of_fraction) > 2:
                 add_learning_curves(section, f"{name}-by-share", comparison, of_fraction, bayes)
         report.configuration(

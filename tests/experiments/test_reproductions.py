@@ -223,3 +223,6 @@ def test_flags_that_reproductions_set_are_refused(tmp_path):
     assert status == 2
     assert errors.count("\n") == 1 and "--anchor_aware is not for reproductions" in errors
     assert not (tmp_path / "x").exists()
+    status, _, errors = run("reproduce", "--num_neighbors=1", f"--workdir={tmp_path / 'x'}")
+    assert status == 2 and errors.count("\n") == 1
+    assert "--num_neighbors=1 is the method without proxies" in errors

@@ -212,10 +212,12 @@ def test_one_command_screens_and_goes_on_where_it_was(grouped_file, tmp_path):
         "--hidden_sizes=8",
     )
     status, output, errors = run(*command)
-    assert (status, errors) == (0, "")
+    assert status == 0
+    (first, *_), folder = errors.splitlines(), tmp_path / "study"
+    assert first == f"fractions, 0.5 of the training rows: 10 runs; folder {folder}"
     assert "fractions, 50 % of the training rows" in output
     page = "screen-fractions-0.5-0.8-1-seeds-2-steps-2-8-data_by_seed-True"
-    folder = tmp_path / "study" / page
+    folder = folder / page
     numbers = json.loads((folder / "numbers.json").read_text())
     tables = numbers["sections"][0]["tables"]
     assert len(tables) == 3
@@ -236,7 +238,12 @@ def test_one_command_screens_and_goes_on_where_it_was(grouped_file, tmp_path):
         "fractions-by-share",
     }
     rows = numbers["configuration"]["rows, by fraction and seed"]
-    assert len({part["fingerprint"] for part in rows}) == len(rows) == 6
+    assert {fraction: len(parts) for fraction, parts in rows.items()} == {
+        "0.5": 2,
+        "0.8": 2,
+        "1": 2,
+    }
+    assert len({part["fingerprint"] for parts in rows.values() for part in parts}) == 6
 
     def kept():
         return {
@@ -253,7 +260,13 @@ def test_one_command_screens_and_goes_on_where_it_was(grouped_file, tmp_path):
 def test_each_seed_is_trained_on_its_own_data_or_all_on_one(grouped_file, tmp_path, turns):
     """Histories are those of the runs by themselves, put in order of the seeds."""
     datasets = [
-        grouped_data(str(grouped_file), "speaker", for_test=True, turn=turn)
+        with_label_noise(
+            with_train_fraction(
+                grouped_data(str(grouped_file), "speaker", for_test=False, turn=turn), 0.5
+            ),
+            0.2,
+            seed=turn,
+        )
         for turn in range(turns)
     ]
     base = {"hidden_sizes": (8,), "learning_rate": 1e-3, "label_loss": "squared"}
@@ -261,8 +274,6 @@ def test_each_seed_is_trained_on_its_own_data_or_all_on_one(grouped_file, tmp_pa
     histories = run_comparison(
         comparison,
         datasets,
-        fraction=0.5,
-        label_noise=0.2,
         seeds=2,
         steps=2,
         most_runs=3,
@@ -273,8 +284,7 @@ def test_each_seed_is_trained_on_its_own_data_or_all_on_one(grouped_file, tmp_pa
     for name, changes in comparison.variants.items():
         for seed, history in enumerate(histories[name]):
             turn = seed if turns > 1 else 0
-            part = with_train_fraction(datasets[turn], 0.5, seed=turn)
-            data = hold(with_label_noise(part, 0.2, seed=turn))
+            data = hold(datasets[turn])
             config = TrainConfig(**base, **changes, seed=seed, batch_size=data.num_train, epochs=2)
             probes = {"cosine": Probe(data.test, similarity="cosine")}
             (alone,) = run_program([resolve(config, data.num_train)], data, probes)
@@ -291,7 +301,7 @@ def test_each_seed_is_trained_on_its_own_data_or_all_on_one(grouped_file, tmp_pa
         ("--hidden_sizes=a", "must be whole numbers separated by commas"),
         ("--fractions=0.5,0.50", "must be different numbers"),
         ("--comparisons=terms,terms", "must be different names"),
-        ("--comparisons=all", "--comparisons=all is none of readings"),
+        ("--comparisons=all", "--comparisons=all is none of --stage=screen: readings"),
         ("--comparisons=candidates", "--comparisons=candidates needs data for each seed"),
         ("--label_noise=nan", "must be a number"),
     ],
