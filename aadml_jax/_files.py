@@ -4,11 +4,39 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import re
 import stat
 from collections.abc import Iterator
 from typing import IO
 
 from aadml_jax.errors import UserError
+
+# A path object of gs://bucket/run has lost the second slash.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The absolute path of a local file or folder, `~` expanded.
+
+    Every path that a user names goes through here: taken as it is, a URL would become a folder
+    called `gs:`, and `~` without a home folder one called `~`.
+
+    Raises:
+      UserError: if it is a URL, or begins with `~` where no home folder is known.
+    """
+    text = os.fspath(path)
+    if _URL.match(text):
+        raise UserError(
+            f"{text} is a URL, but only local paths are read and written; mount the bucket, or "
+            "copy the files to a local folder"
+        )
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~") and expanded.split(os.sep)[0] == text.split(os.sep)[0]:
+        raise UserError(
+            f"{text} begins with ~, but no such home folder is known; set HOME, or give the whole "
+            "path"
+        )
+    return pathlib.Path(expanded).absolute()
 
 
 @contextlib.contextmanager

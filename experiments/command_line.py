@@ -16,6 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from aadml_jax._files import local_path
 from aadml_jax.errors import UserError
 
 USER_MISTAKE = 2
@@ -215,7 +216,7 @@ def write_output(path: str, text: str) -> None:
       UserError: if it cannot be written.
     """
     try:
-        pathlib.Path(os.path.expanduser(path)).write_text(text)
+        local_path(path).write_text(text)
     except OSError as error:
         raise UserError(
             f"--output={path} cannot be written ({error.strerror}); choose another path"
@@ -239,7 +240,7 @@ def set_up_compilation_cache(setting: str) -> None:
             return
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         setting = str(pathlib.Path(base) / "aadml_jax" / "compiled")
-    folder = pathlib.Path(os.path.expanduser(setting))
+    folder = local_path(setting)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

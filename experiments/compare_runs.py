@@ -6,7 +6,6 @@ deviation; of several runs of one seed, the first. With --output=FOLDER the same
 there, with curves over the epochs. Nothing in the runs' folders is changed.
 """
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,7 +55,7 @@ def main(folders: Sequence[str]) -> None:
     for warning in warnings(runs):
         print(f"warning: {warning}", file=sys.stderr)
     if _OUTPUT.value is not None:
-        page = as_report(runs).write(os.path.expanduser(_OUTPUT.value))
+        page = as_report(runs).write(_OUTPUT.value)
         print(f"\nwritten to {page}")
 
 

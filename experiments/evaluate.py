@@ -8,12 +8,12 @@ shows the retrieval: embeddings, classes, and the best and worst queries.
 import dataclasses
 import json
 import os
-import pathlib
 import sys
 from typing import Any
 
 from absl import flags
 
+from aadml_jax._files import local_path
 from aadml_jax.data import RetrievalDataset, load_feature_file, reopen_dataset, standardize
 from aadml_jax.data.catalog import TFDS_PREFIX
 from aadml_jax.errors import UserError
@@ -92,7 +92,7 @@ def main() -> None:
     if _REPORT.value is not None:
         require_plots()
     command_line.set_up_compilation_cache(_COMPILATION_CACHE.value)
-    workdir = pathlib.Path(os.path.expanduser(_CHECKPOINT.value))
+    workdir = local_path(_CHECKPOINT.value)
     stored = read_run_json(workdir, CONFIG_FILE)
     if configuration.config_from_json(stored.get("config")).deterministic:
         command_line.set_up_determinism()
@@ -135,7 +135,7 @@ def main() -> None:
         )
         page.configuration(dataclasses.asdict(config))
         page.versions(versions())
-        print(f"\nwritten to {page.write(os.path.expanduser(_REPORT.value))}")
+        print(f"\nwritten to {page.write(_REPORT.value)}")
 
 
 def _as_table(result: dict[str, Any]) -> Table:

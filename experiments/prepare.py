@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
+from aadml_jax._files import local_path
 from aadml_jax.data import DATASETS, DatasetSpec, RetrievalDataset, open_dataset
 from aadml_jax.data.catalog import TFDS_PREFIX, unknown_name
 from aadml_jax.data.feature_writing import require_absent, write_feature_file
@@ -150,7 +151,7 @@ def _files(flag: flags.FlagHolder, split: str) -> list[str]:
             f"--dataset={_VIDEO_RECORDS} needs the files of both splits; set --{flag.name}=FILES"
         )
     files = []
-    for pattern in map(os.path.expanduser, flag.value):
+    for pattern in map(str, map(local_path, flag.value)):
         found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
         if not found:
             raise UserError(f"--{flag.name}: no file matches {pattern}; give files that exist")

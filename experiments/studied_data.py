@@ -6,11 +6,11 @@ screening sees a row that any turn's test is on.
 """
 
 import dataclasses
-import os
 
 import h5py
 import numpy as np
 
+from aadml_jax._files import local_path
 from aadml_jax.data import (
     NUM_FOLDS,
     RetrievalDataset,
@@ -39,7 +39,7 @@ def grouped_data(path: str, key: str, *, for_test: bool, turn: int = 0) -> Retri
     """
     dataset = load_dataset("features", features_file=path)
     try:
-        with h5py.File(os.path.expanduser(path)) as file:
+        with h5py.File(local_path(path)) as file:
             groups = np.concatenate([file[f"{key}_{split}"][:] for split in ("train", "test")])
     except KeyError as error:
         raise UserError(

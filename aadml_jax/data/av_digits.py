@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aadml_jax._files import require_readable_file
+from aadml_jax._files import local_path, require_readable_file
 from aadml_jax.data.idx import read_idx
 from aadml_jax.data.paired_features import PairedFeatures
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
@@ -65,7 +65,7 @@ def open_av_digits(
       UserError: A file can't be read or is damaged, recordings are missing, or there are fewer
         images of a digit than recordings.
     """
-    what = pathlib.Path(recordings)
+    what = local_path(recordings)
     spoken = sorted(_recordings(what), key=lambda recording: recording[:3])
     if not spoken or len(spoken) != (num_recordings or len(spoken)):
         wanted = "none named digit_speaker_number.wav"
@@ -99,7 +99,7 @@ def open_av_digits(
         PairedFeatures(audio[rows], visual[rows], labels[rows], name=f"{split} split of {what}")
         for split, rows in (("train", ~is_test), ("test", is_test))
     )
-    files = tuple(str(pathlib.Path(path).absolute()) for path in (recordings, images, image_labels))
+    files = tuple(str(local_path(path)) for path in (recordings, images, image_labels))
     return RetrievalDataset(
         name="av_digits",
         train=train,

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from aadml_jax._files import local_path
 from aadml_jax.data.feature_files import open_feature_file
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
 from aadml_jax.data.synthetic import SYNTHETIC, SYNTHETIC_VEGAS, SyntheticSpec, make_synthetic
@@ -354,7 +355,7 @@ def _find_published_file(
     remedy = f"needs {' or '.join(spec.file_names)}. {spec.obtain} Then set --data_dir=FOLDER"
     if data_dir is None:
         raise UserError(f"data set {name} {remedy}")
-    folder = pathlib.Path(os.path.expanduser(data_dir)).absolute()
+    folder = local_path(data_dir)
     if not os.path.isdir(folder):
         reason = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise UserError(f"--data_dir {folder} {reason}; data set {name} {remedy}")

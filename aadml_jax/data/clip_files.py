@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aadml_jax._files import require_readable_file
+from aadml_jax._files import local_path, require_readable_file
 from aadml_jax.data.npy_files import read_npy, read_npz
 from aadml_jax.data.paired_features import StoredFeatures
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
@@ -75,9 +75,8 @@ def open_clip_files(
         or a split does not fit; feature files are missing. Taking rows raises it for features that
         are damaged, not finite, or of another number than the first clip's.
     """
-    clip_list = pathlib.Path(os.path.expanduser(clip_list)).absolute()
-    folder = clip_list.parent if folder is None else pathlib.Path(os.path.expanduser(folder))
-    folder = folder.absolute()
+    clip_list = local_path(clip_list)
+    folder = clip_list.parent if folder is None else local_path(folder)
     if not folder.is_dir():
         reason = "is not a folder" if os.path.lexists(folder) else "does not exist"
         raise UserError(f"--data_dir {folder} {reason}; give the folder of the feature files")

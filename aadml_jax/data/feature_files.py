@@ -20,6 +20,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from aadml_jax._files import local_path
 from aadml_jax.data.feature_labels import (
     StoredLabels,
     class_numbering,
@@ -84,7 +85,7 @@ def open_feature_file(
         (unless `multi_label`), a split without rows. Taking rows raises it for NaN or infinity and
         for values beyond float32.
     """
-    path = pathlib.Path(os.path.expanduser(path)).absolute()
+    path = local_path(path)
     with open_file(path) as file:
         if not any(key in file for key in _SIX_KEYS) and any(key in file for key in _TABLE_KEYS):
             splits, stored_labels = _open_table(file, path, multi_label)

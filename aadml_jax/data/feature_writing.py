@@ -7,7 +7,7 @@ import shutil
 import h5py
 import numpy as np
 
-from aadml_jax._files import held_lock, publish
+from aadml_jax._files import held_lock, local_path, publish
 from aadml_jax.data.feature_labels import CLASS_NAMES_KEY
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
 from aadml_jax.data.shards import SPLITS
@@ -36,7 +36,7 @@ def write_feature_file(
     Raises:
       UserError: The file exists, it can't be written, or rows can't be read.
     """
-    path = pathlib.Path(os.path.expanduser(path)).absolute()
+    path = local_path(path)
     staging, lock = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "lock"))
     require_absent(path)
     try:
@@ -63,7 +63,7 @@ def require_absent(path: str | os.PathLike[str]) -> None:
     Raises:
       UserError: Something does.
     """
-    path = os.path.abspath(os.path.expanduser(path))
+    path = local_path(path)
     if os.path.lexists(path):
         raise UserError(f"{path} exists already; remove it or choose another file")
 

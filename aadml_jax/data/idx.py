@@ -3,12 +3,11 @@
 import gzip
 import math
 import os
-import pathlib
 import zlib
 
 import numpy as np
 
-from aadml_jax._files import read_at_most, require_readable_file
+from aadml_jax._files import local_path, read_at_most, require_readable_file
 from aadml_jax.errors import UserError, one_line
 
 _UNSIGNED_BYTE = 8
@@ -31,7 +30,7 @@ def read_idx(path: str | os.PathLike[str], *, num_dimensions: int) -> np.ndarray
     Raises:
       UserError: The file can't be read, is damaged, or holds another type or rank.
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     require_readable_file(path, "an IDX file")
     try:
         with open(path, "rb") as raw:

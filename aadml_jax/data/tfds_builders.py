@@ -25,7 +25,7 @@ import pooch
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
-from aadml_jax._files import held_lock, require_readable_file
+from aadml_jax._files import held_lock, local_path, require_readable_file
 from aadml_jax.data.av_digits import open_av_digits
 from aadml_jax.data.catalog import (
     AV_DIGITS_FILES,
@@ -254,7 +254,7 @@ def require_no_folder(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Pa
       UserError: It is there, or the name does not suit TFDS.
     """
     require_prepared_name(name, "set another one with --name")
-    folder = pathlib.Path(os.path.expanduser(data_dir)).absolute() / name / VERSION
+    folder = local_path(data_dir) / name / VERSION
     if folder.exists():
         raise UserError(f"{folder} exists already; remove it or choose another folder")
     return folder
@@ -289,7 +289,7 @@ def _fetched(
     """A pinned file, in one of the folders."""
     by_hand = DATASETS["av_digits"].fetch_by_hand()
     if manual_dir is not None:
-        path = pathlib.Path(os.path.expanduser(manual_dir)).absolute() / info.filename
+        path = local_path(manual_dir) / info.filename
         if os.path.lexists(path):
             require_readable_file(path, "a file of av_digits")
             if pooch.file_hash(str(path)) != info.checksum:
@@ -298,7 +298,7 @@ def _fetched(
                     f"{info.checksum}). {by_hand}"
                 )
             return path
-    folder = pathlib.Path(os.path.expanduser(download_dir)).absolute()
+    folder = local_path(download_dir)
     try:
         path = pooch.retrieve(
             url,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from aadml_jax._files import require_readable_file
+from aadml_jax._files import local_path, require_readable_file
 from aadml_jax.data.catalog import DATASETS
 from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset
 from aadml_jax.data.shards import SPLITS, open_shards
@@ -63,7 +63,7 @@ def open_tfds_folder(
     Raises:
       UserError: The folder is missing, damaged, or holds other data.
     """
-    folder = pathlib.Path(os.path.expanduser(folder)).absolute()
+    folder = local_path(folder)
     if not (folder / "dataset_info.json").is_file():
         raise UserError(f"{folder} holds no data set; write one with python -m experiments.prepare")
     for path in folder.iterdir():
@@ -129,7 +129,7 @@ def newest_version(data_dir: str | os.PathLike[str], name: str) -> pathlib.Path:
     Raises:
       UserError: There is none.
     """
-    parent = pathlib.Path(os.path.expanduser(data_dir)).absolute() / name
+    parent = local_path(data_dir) / name
     versions = [
         path
         for path in parent.glob("*.*.*")

@@ -20,7 +20,7 @@ import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from aadml_jax._files import require_readable_file
+from aadml_jax._files import local_path, require_readable_file
 from aadml_jax.data.paired_features import StoredFeatures
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
 from aadml_jax.errors import UserError, one_line
@@ -79,7 +79,7 @@ def open_video_records(
         places[split], labels[split] = [], []
         if not files:
             raise UserError(f"no TFRecord files for the {split} rows; name some")
-        for path in map(pathlib.Path, tqdm(files, f"index of {split} files", disable=None)):
+        for path in map(local_path, tqdm(files, f"index of {split} files", disable=None)):
             for number, (place, content) in enumerate(_records(path)):
                 what = f"{path}: record {number}"
                 video = _parse(content, what)
@@ -110,7 +110,7 @@ def open_video_records(
         )
         for split, files in (("train", train_files), ("test", test_files))
     }
-    paths = [str(pathlib.Path(path).absolute()) for path in (*train_files, *test_files)]
+    paths = [str(local_path(path)) for path in (*train_files, *test_files)]
     return RetrievalDataset(
         name=name,
         num_classes=num_classes,

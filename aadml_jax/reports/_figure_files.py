@@ -6,7 +6,7 @@ import pathlib
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from aadml_jax._files import written_as_a_whole
+from aadml_jax._files import local_path, written_as_a_whole
 from aadml_jax.errors import UserError
 from aadml_jax.reports import _drawing
 
@@ -36,7 +36,7 @@ def write_figure(figure: "Figure", folder: str | os.PathLike[str], name: str) ->
         isn't installed.
     """
     check_name(name)
-    folder = pathlib.Path(folder)
+    folder = local_path(folder)
     files = FigureFiles(folder / f"{name}.png", folder / f"{name}.svg")
     contents = [_file_bytes(figure, kind) for kind in FigureFiles._fields]
     try:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aadml_jax._files import written_as_a_whole
+from aadml_jax._files import local_path, written_as_a_whole
 from aadml_jax.errors import UserError
 from aadml_jax.reports import _html, _markdown
 from aadml_jax.reports._figure_files import check_name, write_figure
@@ -146,7 +146,7 @@ class Report:
         Raises:
           UserError: the folder cannot be written to.
         """
-        folder = pathlib.Path(folder)
+        folder = local_path(folder)
         names = self._table_files()
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aadml_jax._files import local_path
 from aadml_jax.errors import UserError
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import DIRECTIONS
@@ -62,7 +63,7 @@ def read_finished_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Finish
     Raises:
       UserError: if a folder is given twice, or is not that of a finished run, or is damaged.
     """
-    paths = [pathlib.Path(os.path.expanduser(folder)) for folder in folders]
+    paths = [local_path(folder) for folder in folders]
     first: dict[pathlib.Path, pathlib.Path] = {}
     for path in paths:
         real = path.resolve()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from aadml_jax._files import held_lock, written_as_a_whole
+from aadml_jax._files import held_lock, local_path, written_as_a_whole
 from aadml_jax._version import __version__
 from aadml_jax.errors import UserError
 from aadml_jax.training.processes import from_primary, largest_of_all_processes
@@ -42,7 +42,7 @@ class RunFolder:
         Raises:
           UserError: if it cannot be created or written to, or another process holds it.
         """
-        self.path = pathlib.Path(os.path.expanduser(path)).absolute()
+        self.path = local_path(path)
         self.is_writer = is_writer
         self._held = contextlib.ExitStack()
         if not is_writer:

@@ -311,7 +311,7 @@ def test_broken_link_counts_as_missing(tmp_path):
 def test_unreadable_paths_are_named(tmp_path, monkeypatch):
     assert "does not exist" in error_line(tmp_path / "absent.h5")
     assert "is a directory" in error_line(tmp_path)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="no such home folder"):
         load_feature_file("~no_such_user/clips.h5")
     page = tmp_path / "page.h5"
     page.write_text("<html>quota exceeded</html>")
