@@ -8,10 +8,18 @@ Inputs below float32 are raised to it; float64 stays. Products run at `Precision
 TPUs and GPUs would otherwise round the factors to bfloat16 or TF32.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from aadml_jax._arrays import Array, as_embeddings, as_labels
+from aadml_jax._sharding import gathered, split_by_rows
+
+
+def _as_queries_and_gallery(a: Array, b: Array) -> tuple[Array, Array]:
+    a, b = as_embeddings(a, b)
+    return split_by_rows(a), gathered(b)
 
 
 def _products(a: Array, b: Array) -> Array:
@@ -50,30 +58,125 @@ def cosine_similarity(a: Array, b: Array) -> Array:
     >>> print(cosine_similarity(jnp.array([[3.0, 4.0]]), jnp.array([[2.0, 0.0], [0.0, 0.0]])))
     [[0.6 0. ]]
     """
-    a, b = as_embeddings(a, b)
+    a, b = _as_queries_and_gallery(a, b)
     return _products(_unit_rows(a), _unit_rows(b))
 
 
-def posterior_similarity(a: Array, b: Array) -> Array:
-    """Probability that two samples are of one class, by the softmax of each row.
+class _Posteriors(NamedTuple):
+    """Class probabilities of rows of logits, as accurate near 1 as near 0: [N, C] each.
 
-    s_ij = Σ_c p(c | i) p(c | j), p(· | i) = softmax(a_i), in (0, 1]. Where the softmaxes are the
-    classes' true probabilities and the two modalities are independent given the class, this order
-    has the highest expected precision at every cut-off. In label space, whose last layer has one
-    unit per class, it stands beside the cosine of the outputs; the paper ranks by cosine.
+    Attributes:
+      logs: log p(c), ≤ 0; −∞ for a logit of −∞.
+      values: p(c).
+      missing: 1 − p(c), without the cancellation of the difference.
+    """
+
+    logs: Array
+    values: Array
+    missing: Array
+
+
+def _posteriors(logits: Array) -> _Posteriors:
+    # The sum leaves the largest class out, whose share is exactly 1: p = 1 / (1 + others) keeps
+    # others = 1e-30, which 1 + others does not.
+    #   logits 0 and 80: others = e⁻⁸⁰, log p = −80 and −e⁻⁸⁰, 1 − p = 1 and e⁻⁸⁰
+    classes = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :]
+    is_largest = classes == jnp.argmax(logits, axis=1)[:, None].astype(jnp.int32)
+    largest = jnp.sum(jnp.where(is_largest, logits, 0), axis=1, keepdims=True)
+    behind = jnp.where(is_largest, 0, logits - largest)
+    others = jnp.sum(jnp.where(is_largest, 0, jnp.exp(behind)), axis=1, keepdims=True)
+    logs = behind - jnp.log1p(others)
+    values = jnp.exp(logs)
+    return _Posteriors(logs, values, jnp.where(is_largest, others / (1 + others), 1 - values))
+
+
+def _log_sum_of_products(queries: Array, gallery: Array) -> Array:
+    """Log Σ_c exp(queries_ic + gallery_jc), class by class: O(N M C) time, O(N M) memory."""
+
+    def term(of_class: tuple[Array, Array]) -> Array:
+        of_queries, of_gallery = of_class
+        return of_queries[:, None] + of_gallery[None, :]
+
+    def larger(largest: Array, of_class: tuple[Array, Array]) -> tuple[Array, None]:
+        return jnp.maximum(largest, term(of_class)), None
+
+    classes = queries.T, gallery.T
+    constants = jax.lax.stop_gradient(classes)
+    first = term(jax.tree.map(lambda logs: logs[0], constants))
+    largest, _ = jax.lax.scan(larger, first, constants)
+    # Without a class that both find possible the sum is 0, and its logarithm has no derivative.
+    is_zero = largest == -jnp.inf
+    shift = jnp.where(is_zero, 0, largest)
+
+    @jax.checkpoint  # or reverse mode would keep an N×M matrix of each class
+    def add(total: Array, of_class: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + jnp.exp(term(of_class) - shift), None
+
+    total, _ = jax.lax.scan(add, 0 * shift, classes)
+    return jnp.where(is_zero, -jnp.inf, jnp.log(jnp.where(is_zero, 1, total)) + shift)
+
+
+@jax.jit  # op by op, the loops would be compiled at every call
+def _log_same_class(a: Array, b: Array) -> Array:
+    if a.shape[1] == 0:
+        return jnp.full((a.shape[0], b.shape[0]), -jnp.inf, a.dtype)
+    queries, gallery = _posteriors(a), _posteriors(b)
+    same = _products(queries.values, gallery.values)
+    different = _products(queries.values, gallery.missing)
+
+    # What underflows in the sum's C terms is then below its rounding.
+    limits = jnp.finfo(same.dtype)
+    least = min(0.25, a.shape[1] * float(limits.tiny) / float(limits.eps))
+    is_tiny = same < least
+    is_near_one = different <= 0.5
+    log_same = jnp.where(
+        is_near_one,
+        jnp.log1p(-jnp.where(is_near_one, different, 0)),
+        jnp.log(jnp.where(is_near_one | is_tiny, 1, same)),
+    )
+    # A NaN must show; it is in `different`.
+    return jax.lax.cond(
+        jnp.any(is_tiny),
+        lambda: jnp.where(is_tiny, _log_sum_of_products(queries.logs, gallery.logs), log_same),
+        lambda: log_same,
+    )
+
+
+def posterior_similarity(a: Array, b: Array) -> Array:
+    """Log probability that two samples are of one class, by the softmax of each row.
+
+    s_ij = log Σ_c p(c | i) p(c | j), p(· | i) = softmax(a_i), in [−∞, 0]. Where the softmaxes are
+    the classes' true probabilities and the two modalities are independent given the class, this
+    order has the highest expected precision at every cut-off. In label space, whose last layer has
+    one unit per class, it is an alternative to the cosine of the outputs, by which the paper ranks.
+
+    The probability itself rounds to 1 for sure classifiers that agree, and underflows to 0 for
+    those that disagree, so that different pairs tie. Its logarithm does not: it is accurate to
+    rounding relative to its distance from 0, down to 1e-38 in float32, and far below log 1e-38.
+
+    Two matrix products give all pairs but those whose probability comes near the smallest float.
+    Only if there are such pairs, the sum of all pairs is taken class by class, which needs
+    O(N M C) exponentials, but O(N M) memory.
 
     Args:
-      a: logits of the queries [N, C].
+      a: logits of the queries [N, C]; −∞ is a class of probability 0, of which a row may have
+        C − 1.
       b: logits of the gallery [M, C].
 
     Returns:
-      [N, M].
+      [N, M], ≤ 0; −∞ with derivative 0 for a pair without a class that both find possible.
 
     Raises:
       ValueError: if the shapes are not [N, C] and [M, C].
+
+    >>> import jax.numpy as jnp
+    >>> logits = jnp.log(jnp.array([[0.5, 0.5], [0.75, 0.25]]))
+    >>> print(jnp.exp(posterior_similarity(logits, logits[1:])))  # 1/2·3/4 + 1/2·1/4; 9/16 + 1/16
+    [[0.5  ]
+     [0.625]]
     """
-    a, b = as_embeddings(a, b)
-    return _products(jax.nn.softmax(a, axis=1), jax.nn.softmax(b, axis=1))
+    a, b = _as_queries_and_gallery(a, b)
+    return _log_same_class(a, b)
 
 
 def cosine_distance(a: Array, b: Array) -> Array:
@@ -129,7 +232,7 @@ def squared_euclidean_distance(a: Array, b: Array) -> Array:
     Raises:
       ValueError: if the shapes are not [N, D] and [M, D].
     """
-    return _sum_of_squared_differences(*as_embeddings(a, b))
+    return _sum_of_squared_differences(*_as_queries_and_gallery(a, b))
 
 
 def euclidean_distance(a: Array, b: Array) -> Array:
@@ -172,7 +275,7 @@ def same_label(a: Array, b: Array) -> Array:
     [[False False  True]
      [ True  True False]]
     """
-    a, b = as_labels(a), as_labels(b)
+    a, b = split_by_rows(as_labels(a)), gathered(as_labels(b))
     if a.ndim != b.ndim or a.ndim not in (1, 2) or a.shape[1:] != b.shape[1:]:
         raise ValueError(
             f"labels must be [N] and [M], or [N, C] and [M, C]; got {a.shape} and {b.shape}"

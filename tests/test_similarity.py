@@ -268,15 +268,3 @@ def test_strict_dtype_promotion_is_enough(dtype):
             value = aa.triplet_loss(distance(proxies, b), relevance, margin=0.3)
             assert value.dtype == jnp.float32
         assert aa.mean_average_precision(aa.cosine_similarity(a, b), relevance) > 0
-
-
-def test_posterior_similarity_is_the_probability_of_one_class():
-    rng = np.random.default_rng(30)
-    a, b = rng.normal(size=(4, 3)) * 3, rng.normal(size=(6, 3)) * 3
-    actual = jax.jit(aa.posterior_similarity)(a, b)
-    for i, j in np.ndindex(4, 6):
-        p, q = (np.exp(row) / np.exp(row).sum() for row in (a[i], b[j]))
-        assert float(actual[i, j]) == pytest.approx(sum(p * q), rel=1e-5)
-    # Logits of any size: exp(1000) is no number.
-    far = aa.posterior_similarity(jnp.array([[1000.0, 0.0]]), jnp.array([[0.0, 0.0]]))
-    assert float(far[0, 0]) == 0.5
