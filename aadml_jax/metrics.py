@@ -5,7 +5,13 @@ positional, and keyword-only `where` (bool [N, M], False takes the item out of t
 gallery) and `reduce_fn` (default None: one value per query [N]).
 
 - The whole ranking counts, no cut-off unless the name says so.
-- Equal scores rank in gallery order (stable), −0.0 equal to 0.0.
+- Equal scores, −0.0 and 0.0 among them, rank in gallery order with `ties="stable"`, the default. A
+  gallery that is stored class by class then scores better or worse than its scores deserve.
+  `ties="expected"` gives the expectation over all orders of tied items, in closed form (McSherry,
+  Najork, "Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied
+  Scores", ECIR 2008).
+- Scores of any integer or float type are compared as they are: 64-bit scores in NumPy arrays are
+  not rounded to 32 bits first, though values are float32 unless jax_enable_x64 is set.
 - A query without relevant items scores 0 and takes part in means.
 - A NaN among a query's scores makes its value NaN.
 - Nothing is excluded silently: for one set against itself pass `where=~jnp.eye(n, dtype=bool)`.
@@ -20,6 +26,11 @@ gallery) and `reduce_fn` (default None: one value per query [N]).
     [0.75]
     >>> print(prefix_average_precision(scores, relevance))  # (1 + 1 + 1 + 0.75) / 4
     [0.9375]
+    >>> scores, relevance = jnp.array([[0.5, 0.5]]), jnp.array([[False, True]])
+    >>> print(average_precision(scores, relevance))
+    [0.5]
+    >>> print(average_precision(scores, relevance, ties="expected"))  # (1/2 + 1/1) / 2
+    [0.75]
 """
 
 import dataclasses
@@ -33,6 +44,7 @@ import numpy as np
 
 from aadml_jax import _host_ranking, _ranking
 from aadml_jax._arrays import Array, ReduceFn, as_labels, as_pairs, check_count, reduce_rows
+from aadml_jax._sharding import gathered
 from aadml_jax.row_blocks import in_row_blocks
 from aadml_jax.similarity import cosine_similarity, posterior_similarity, same_label
 
@@ -45,24 +57,42 @@ class _Metric:
     on_host: Callable[[_host_ranking.Hits], np.ndarray]
 
 
-_AVERAGE_PRECISION = _Metric(_ranking.average_precision, _host_ranking.average_precision)
+TIES = ("stable", "expected")
+
+
+def _check_ties(ties: str, shape: tuple[int, ...]) -> str:
+    if ties not in TIES:
+        raise ValueError(
+            f"ties must be one of {sorted(TIES)}; got {ties!r} for an array of shape {shape}"
+        )
+    return ties
+
+
+def _average_precision(ties: str) -> _Metric:
+    if ties == "expected":
+        return _Metric(
+            _ranking.expected_average_precision, _host_ranking.expected_average_precision
+        )
+    return _Metric(_ranking.average_precision, _host_ranking.average_precision)
+
+
 _PREFIX_AVERAGE_PRECISION = _Metric(
     _ranking.prefix_average_precision, _host_ranking.prefix_average_precision
 )
 
 
-def _precision_at(k: int) -> _Metric:
-    return _Metric(
-        lambda ranking: _ranking.hits_within(ranking, k) / k,
-        lambda hits: _host_ranking.hits_within(hits, k) / k,
-    )
+def _precision_at(k: int, ties: str) -> _Metric:
+    in_xla, on_host = _ranking.hits_within, _host_ranking.hits_within
+    if ties == "expected":
+        in_xla, on_host = _ranking.expected_hits_within, _host_ranking.expected_hits_within
+    return _Metric(lambda ranking: in_xla(ranking, k) / k, lambda hits: on_host(hits, k) / k)
 
 
-def _recall_at(k: int) -> _Metric:
-    return _Metric(
-        lambda ranking: jnp.minimum(_ranking.hits_within(ranking, k), 1),
-        lambda hits: np.minimum(_host_ranking.hits_within(hits, k), 1),
-    )
+def _recall_at(k: int, ties: str) -> _Metric:
+    in_xla, on_host = _ranking.any_hit_within, _host_ranking.any_hit_within
+    if ties == "expected":
+        in_xla, on_host = _ranking.expected_any_hit_within, _host_ranking.expected_any_hit_within
+    return _Metric(functools.partial(in_xla, k=k), functools.partial(on_host, k=k))
 
 
 def _check_cut_off(k: int, shape: tuple[int, ...]) -> int:
@@ -74,7 +104,7 @@ def _check_cut_off(k: int, shape: tuple[int, ...]) -> int:
 
 def _in_xla(metrics: Any, scores: Array, relevance: Array, where: Array | None) -> Any:
     """The values per query [N] of a pytree of metrics."""
-    ranking = _ranking.rank(*as_pairs(scores, relevance, where, "scores"))
+    ranking = _ranking.rank(scores, relevance, where)
     return jax.tree.map(
         lambda metric: jnp.where(ranking.is_nan, jnp.nan, metric.in_xla(ranking)), metrics
     )
@@ -85,61 +115,122 @@ def _host_keys(scores: Any, relevance: Any, where: Any) -> _host_ranking.Ranking
     return _host_ranking.ranking_keys(*as_pairs(scores, relevance, where, "scores"))
 
 
-def _value_dtype(keys: _host_ranking.RankingKeys) -> str:
-    return f"float{8 * keys.keys.dtype.itemsize}"
+def _rounds(scores: Any) -> bool:
+    """Whether the floats that JAX would make of concrete scores are not the scores themselves."""
+    if not isinstance(scores, np.ndarray | jax.Array):
+        return False
+    if jnp.issubdtype(scores.dtype, jnp.integer):
+        return scores.dtype.itemsize >= 4
+    if scores.dtype != np.float64 or jax.config.jax_enable_x64:
+        return False
+    with np.errstate(over="ignore"):
+        return not np.array_equal(scores, scores.astype(np.float32), equal_nan=True)
+
+
+def _in_order(scores: np.ndarray) -> np.ndarray:
+    """The scores [N, M] in 32 bits; refuses those that would become equal or change places."""
+    with np.errstate(over="ignore"):
+        converted = scores.astype(jax.dtypes.canonicalize_dtype(scores.dtype))
+    order = np.argsort(scores, axis=1)
+    before, after = (np.take_along_axis(x, order, axis=1) for x in (scores, converted))
+    is_lost = (before[:, 1:] > before[:, :-1]) & (after[:, 1:] <= after[:, :-1])
+    if is_lost.any():
+        row, column = np.argwhere(is_lost)[0]
+        raise ValueError(
+            f"scores of {scores.dtype} and shape {scores.shape} do not keep their order in "
+            f"{after.dtype}: {before[row, column]!s} and {before[row, column + 1]!s} in row {row}; "
+            "rank them outside of jit, or enable jax_enable_x64"
+        )
+    return converted
+
+
+def _is_traced(*arrays: Any) -> bool:
+    """Whether a function traces these arrays or, around them, constants."""
+    probes = (*arrays, jnp.zeros(()) + 0)  # a tracer within jit
+    return any(isinstance(probe, jax.core.Tracer) for probe in probes)
 
 
 def _per_query(
     metric: _Metric, scores: Any, relevance: Any, where: Any, reduce_fn: ReduceFn
 ) -> Array:
-    scores, relevance = jnp.asarray(scores), jnp.asarray(relevance)
+    if not isinstance(scores, jax.Array):
+        scores = np.asarray(scores)
+    relevance = jnp.asarray(relevance)
     where = None if where is None else jnp.asarray(where)
-    if _host_ranking.is_on_host(scores, relevance, where):
+    is_numpy = isinstance(scores, np.ndarray)
+    if _is_traced(scores, relevance, where):
+        if is_numpy and scores.ndim == 2 and scores.dtype.itemsize == 8 and _rounds(scores):
+            scores = _in_order(scores)
+        return reduce_rows(_in_xla(metric, scores, relevance, where), reduce_fn)
+    is_on_host = _host_ranking.is_on_host(scores, relevance, where)
+    if is_on_host and not _rounds(scores):
         keys = _host_keys(scores, relevance, where)
-        # While jit traces, even constants give tracers, which have no values yet.
-        if not isinstance(keys.keys, jax.core.Tracer):
-            values = _host_ranking.by_rows(keys, metric.on_host).astype(_value_dtype(keys))
-            return reduce_rows(jax.device_put(values), reduce_fn)
-    return reduce_rows(_in_xla(metric, scores, relevance, where), reduce_fn)
+        dtype = f"float{8 * keys.keys.dtype.itemsize}"
+    elif is_on_host or (is_numpy and _rounds(scores)):
+        # Only for the masks: these scores are no floats of JAX's.
+        values, *masks = as_pairs(jnp.zeros(scores.shape, jnp.float32), relevance, where, "scores")
+        keys, dtype = _host_ranking.exact_keys(np.asarray(scores), *masks), values.dtype
+    else:
+        return reduce_rows(_in_xla(metric, scores, relevance, where), reduce_fn)
+    values = _host_ranking.by_rows(keys, metric.on_host).astype(dtype)
+    return reduce_rows(jax.device_put(values), reduce_fn)
 
 
 def average_precision(
-    scores: Array, relevance: Array, *, where: Array | None = None, reduce_fn: ReduceFn = None
+    scores: Array,
+    relevance: Array,
+    *,
+    where: Array | None = None,
+    ties: str = "stable",
+    reduce_fn: ReduceFn = None,
 ) -> Array:
     """AP of each query: the mean over its relevant items of the precision at their rank.
 
     AP_i = 1/R_i Σ_{t=1..R_i} t / rank(t-th relevant item), over all ranks.
 
+    With `ties="expected"`, a group of g tied items, r of them relevant, behind b items, h of them
+    relevant, adds Σ_{t=1..g} r/g · (h + 1 + (r − 1)(t − 1)/(g − 1)) / (b + t) to the sum.
+
     Args:
-      scores: [N, M], higher ranks first; ties rank in gallery order.
+      scores: [N, M], higher ranks first.
       relevance: bool [N, M].
       where: bool [N, M], the items that belong to the query's gallery; default all.
+      ties: `"stable"`, equal scores rank in gallery order, or `"expected"`, the expectation over
+        all orders of tied items.
       reduce_fn: applied to the values per query; None returns them.
 
     Returns:
       [N] in [0, 1] (or what `reduce_fn` makes of it); 0 for a query without relevant items.
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: for an unknown rule for ties or shapes that do not fit.
     """
-    return _per_query(_AVERAGE_PRECISION, scores, relevance, where, reduce_fn)
+    ties = _check_ties(ties, jnp.shape(scores))
+    return _per_query(_average_precision(ties), scores, relevance, where, reduce_fn)
 
 
-def mean_average_precision(scores: Array, relevance: Array, *, where: Array | None = None) -> Array:
+def mean_average_precision(
+    scores: Array, relevance: Array, *, where: Array | None = None, ties: str = "stable"
+) -> Array:
     """MAP: `average_precision` averaged over all queries, those without relevant items included.
 
     Args:
-      scores: [N, M].
+      scores: [N, M], N ≥ 1.
       relevance: bool [N, M].
       where: bool [N, M], default all.
+      ties: see `average_precision`.
 
     Returns:
       A scalar in [0, 1].
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: for no queries, whose mean would be 0 / 0, or as `average_precision`.
     """
-    return average_precision(scores, relevance, where=where, reduce_fn=jnp.mean)
+    if jnp.shape(scores)[:1] == (0,):
+        raise ValueError(
+            f"the mean needs at least one query; scores have shape {jnp.shape(scores)}"
+        )
+    return average_precision(scores, relevance, where=where, ties=ties, reduce_fn=jnp.mean)
 
 
 def prefix_average_precision(
@@ -150,7 +241,8 @@ def prefix_average_precision(
     At cut-off m the running AP is (sum of the precisions at the hits so far) / (hits so far), 0
     before the first hit. Some published scripts of audio-visual retrieval compute this by an
     indentation slip, so that their numbers can be compared only with this metric. Never mix it
-    with `average_precision`.
+    with `average_precision`. As in those scripts, ties rank in gallery order; there is no other
+    rule to choose.
 
     Args:
       scores: [N, M], higher ranks first; ties rank in gallery order.
@@ -173,26 +265,29 @@ def precision_at(
     *,
     k: int,
     where: Array | None = None,
+    ties: str = "stable",
     reduce_fn: ReduceFn = None,
 ) -> Array:
     """Share of relevant items among the first k: precision-scope@k of the retrieval literature.
 
     Args:
-      scores: [N, M], higher ranks first; ties rank in gallery order.
+      scores: [N, M], higher ranks first.
       relevance: bool [N, M].
       k: the cut-off, static, 1 ≤ k ≤ M.
       where: bool [N, M], the items that belong to the query's gallery; default all. The divisor is
         k even where fewer items are left.
+      ties: `"stable"`, equal scores rank in gallery order, or `"expected"`, the expectation over
+        all orders of tied items.
       reduce_fn: applied to the values per query; None returns them.
 
     Returns:
       [N] in [0, 1].
 
     Raises:
-      ValueError: for k outside 1 … M or shapes that do not fit.
+      ValueError: for k outside 1 … M, an unknown rule for ties or shapes that do not fit.
     """
-    k = _check_cut_off(k, jnp.shape(scores))
-    return _per_query(_precision_at(k), scores, relevance, where, reduce_fn)
+    k, ties = _check_cut_off(k, jnp.shape(scores)), _check_ties(ties, jnp.shape(scores))
+    return _per_query(_precision_at(k, ties), scores, relevance, where, reduce_fn)
 
 
 def recall_at(
@@ -201,25 +296,28 @@ def recall_at(
     *,
     k: int,
     where: Array | None = None,
+    ties: str = "stable",
     reduce_fn: ReduceFn = None,
 ) -> Array:
     """1 if any of the first k items is relevant, else 0: the retrieval literature's R@k.
 
     Args:
-      scores: [N, M], higher ranks first; ties rank in gallery order.
+      scores: [N, M], higher ranks first.
       relevance: bool [N, M].
       k: the cut-off, static, 1 ≤ k ≤ M.
       where: bool [N, M], the items that belong to the query's gallery; default all.
+      ties: `"stable"`, equal scores rank in gallery order, or `"expected"`, the expectation over
+        all orders of tied items.
       reduce_fn: applied to the values per query; None returns them.
 
     Returns:
-      [N], each 0 or 1.
+      [N], each 0 or 1, or with `ties="expected"` the probability of 1.
 
     Raises:
-      ValueError: for k outside 1 … M or shapes that do not fit.
+      ValueError: for k outside 1 … M, an unknown rule for ties or shapes that do not fit.
     """
-    k = _check_cut_off(k, jnp.shape(scores))
-    return _per_query(_recall_at(k), scores, relevance, where, reduce_fn)
+    k, ties = _check_cut_off(k, jnp.shape(scores)), _check_ties(ties, jnp.shape(scores))
+    return _per_query(_recall_at(k, ties), scores, relevance, where, reduce_fn)
 
 
 SIMILARITIES: dict[str, Callable[[Array, Array], Array]] = {
@@ -229,13 +327,25 @@ SIMILARITIES: dict[str, Callable[[Array, Array], Array]] = {
 """Scores by which retrieval ranks, by name."""
 
 
-def _report_metrics(ks: tuple[int, ...]) -> dict[str, Any]:
+def _report_metrics(ks: tuple[int, ...], ties: str) -> dict[str, Any]:
     return {
-        "map": _AVERAGE_PRECISION,
+        "map": _average_precision(ties),
         "prefix_map": _PREFIX_AVERAGE_PRECISION,
-        "precision_at_k": {k: _precision_at(k) for k in ks},
-        "recall_at_k": {k: _recall_at(k) for k in ks},
+        "precision_at_k": {k: _precision_at(k, ties) for k in ks},
+        "recall_at_k": {k: _recall_at(k, ties) for k in ks},
+        "tied_pairs": (
+            _Metric(_ranking.tied_pairs, _host_ranking.tied_pairs),
+            _Metric(_ranking.has_pairs, _host_ranking.has_pairs),
+        ),
     }
+
+
+def _as_report(means: dict[str, Any]) -> dict[str, Any]:
+    """The means over all queries, with that of tied pairs over the queries that have pairs."""
+    share, with_pairs = means["tied_pairs"]
+    is_zero = with_pairs == 0
+    tied = jnp.where(is_zero, 0, share) / jnp.where(is_zero, 1, with_pairs)
+    return {**means, "tied_pairs": tied}
 
 
 class _Clips(NamedTuple):
@@ -246,31 +356,33 @@ class _Clips(NamedTuple):
     where: Array
 
 
-@functools.partial(jax.jit, static_argnames=("similarity", "ks", "block_size", "axis_name"))
+@functools.partial(jax.jit, static_argnames=("similarity", "ks", "ties", "block_size", "axis_name"))
 def _one_direction_in_xla(
     queries: _Clips,
     gallery: _Clips,
     *,
     similarity: Callable[[Array, Array], Array],
     ks: tuple[int, ...],
+    ties: str,
     block_size: int,
     axis_name: str | None = None,
 ) -> dict[str, Any]:
     if axis_name is not None:
         gallery = jax.lax.all_gather(gallery, axis_name, tiled=True)
+    gallery = jax.tree.map(gathered, gallery)
 
     def score(block: _Clips, _: Array) -> dict[str, Any]:
         scores = similarity(block.embeddings, gallery.embeddings)
         relevance = same_label(block.labels, gallery.labels)
         in_gallery = jnp.broadcast_to(gallery.where[None, :], relevance.shape)
-        return _in_xla(_report_metrics(ks), scores, relevance, in_gallery)
+        return _in_xla(_report_metrics(ks, ties), scores, relevance, in_gallery)
 
     values = in_row_blocks(score, queries, block_size=block_size)
     sums = jax.tree.map(lambda v: jnp.sum(jnp.where(queries.where, v, 0)), values)
     count = jnp.sum(queries.where)
     if axis_name is not None:
         sums, count = jax.lax.psum((sums, count), axis_name)
-    return jax.tree.map(lambda total: total / count, sums)
+    return _as_report(jax.tree.map(lambda total: total / count.astype(total.dtype), sums))
 
 
 @functools.partial(jax.jit, static_argnames=("similarity", "block_size"))
@@ -295,10 +407,11 @@ def _one_direction_on_host(
     *,
     similarity: Callable[[Array, Array], Array],
     ks: tuple[int, ...],
+    ties: str,
     block_size: int,
 ) -> dict[str, Any]:
     block_size = min(check_count(block_size, "block_size", queries.shape), len(queries))
-    metrics, structure = jax.tree.flatten(_report_metrics(ks))
+    metrics, structure = jax.tree.flatten(_report_metrics(ks, ties))
 
     def values(hits: _host_ranking.Hits) -> np.ndarray:
         return np.stack([metric.on_host(hits) for metric in metrics], axis=1)
@@ -309,8 +422,9 @@ def _one_direction_on_host(
             queries, gallery, labels, first, similarity=similarity, block_size=block_size
         )
         blocks.append(_host_ranking.by_rows(keys, values)[: len(queries) - first])
-    means = jnp.asarray(np.concatenate(blocks).mean(axis=0), _value_dtype(keys))
-    return jax.tree.unflatten(structure, list(means))
+    dtype = f"float{8 * keys.keys.dtype.itemsize}"
+    means = jnp.asarray(np.concatenate(blocks).mean(axis=0), dtype)
+    return _as_report(jax.tree.unflatten(structure, list(means)))
 
 
 def cross_modal_report(
@@ -320,12 +434,17 @@ def cross_modal_report(
     *,
     similarity: str | Callable[[Array, Array], Array] = "cosine",
     ks: Sequence[int] = (1, 5, 10),
+    ties: str = "expected",
     block_size: int = 1024,
 ) -> dict[str, dict[str, Any]]:
     """All metrics of audio→visual and visual→audio retrieval of one set of clips.
 
     Each clip's audio ranks the visual side of all clips, its own included, and the other way
     round. Queries are scored in blocks: memory is O(block_size × M).
+
+    Unlike the metrics of a score matrix, the report takes ties by their expectation unless told
+    otherwise: clips are usually stored class by class, and their order shall not count. Only
+    `prefix_map` always ranks them in that order.
 
     Args:
       audio: audio embeddings [N, D].
@@ -334,15 +453,19 @@ def cross_modal_report(
       similarity: `"cosine"`, `"posterior"` (of logits), or a function
         (queries [B, D], gallery [N, D]) -> scores [B, N].
       ks: cut-offs of precision@k and recall@k, each at most N.
+      ties: `"expected"`, the expectation over the orders of equal scores, or `"stable"`, the order
+        of the clips; see `average_precision`.
       block_size: queries scored at a time.
 
     Returns:
       {"audio_to_visual": r, "visual_to_audio": r, "mean": r}, where r is
-      {"map", "prefix_map": scalar, "precision_at_k", "recall_at_k": {k: scalar}}, and "mean" is
-      the mean of the two directions.
+      {"map", "prefix_map", "tied_pairs": scalar, "precision_at_k", "recall_at_k": {k: scalar}}, and
+      "mean" is the mean of the two directions. "tied_pairs" is the share of a query's pairs of a
+      relevant and an irrelevant clip that have equal scores, averaged over the queries that have
+      such pairs; 0 if there are none.
 
     Raises:
-      ValueError: for an unknown similarity, k > N or shapes that do not fit.
+      ValueError: for an unknown similarity or rule for ties, k > N or shapes that do not fit.
     """
     if isinstance(similarity, str):
         if similarity not in SIMILARITIES:
@@ -360,9 +483,10 @@ def cross_modal_report(
         )
     ks = tuple(_check_cut_off(k, (len(audio), len(audio))) for k in ks)
 
-    is_traced = isinstance(jnp.square(audio), jax.core.Tracer)  # as constants are within jit
     options = {"similarity": similarity, "ks": ks, "block_size": block_size}
-    if not is_traced and _host_ranking.is_on_host(audio, visual, labels):
+    options["ties"] = _check_ties(ties, audio.shape)
+    if not _is_traced(audio, visual, labels) and _host_ranking.is_on_host(audio, visual, labels):
+        audio, visual, labels = map(gathered, (audio, visual, labels))
         return _both_directions(
             functools.partial(_one_direction_on_host, labels=labels, **options), audio, visual
         )
@@ -380,6 +504,7 @@ def cross_modal_report_of_shares(
     axis_name: str,
     similarity: str = "cosine",
     ks: Sequence[int] = (1, 5, 10),
+    ties: str = "expected",
     block_size: int = 1024,
 ) -> dict[str, dict[str, Any]]:
     """`cross_modal_report` of clips that are split over devices.
@@ -395,6 +520,7 @@ def cross_modal_report_of_shares(
       axis_name: of `jax.shard_map` or `jax.pmap`.
       similarity: `"cosine"` or `"posterior"`.
       ks: cut-offs of precision@k and recall@k, each at most the number of clips that count.
+      ties: see `cross_modal_report`.
       block_size: queries scored at a time.
     """
     sides = (_Clips(side, as_labels(labels), where) for side in (audio, visual))
@@ -402,6 +528,7 @@ def cross_modal_report_of_shares(
         _one_direction_in_xla,
         similarity=SIMILARITIES[similarity],
         ks=tuple(ks),
+        ties=_check_ties(ties, audio.shape),
         block_size=block_size,
         axis_name=axis_name,
     )

@@ -128,18 +128,18 @@ def _log_same_class(a: Array, b: Array) -> Array:
     limits = jnp.finfo(same.dtype)
     least = min(0.25, a.shape[1] * float(limits.tiny) / float(limits.eps))
     is_tiny = same < least
-    is_near_one = different <= 0.5
-    log_same = jnp.where(
-        is_near_one,
-        jnp.log1p(-jnp.where(is_near_one, different, 0)),
-        jnp.log(jnp.where(is_near_one | is_tiny, 1, same)),
-    )
-    # A NaN must show; it is in `different`.
-    return jax.lax.cond(
-        jnp.any(is_tiny),
-        lambda: jnp.where(is_tiny, _log_sum_of_products(queries.logs, gallery.logs), log_same),
-        lambda: log_same,
-    )
+
+    def from_products() -> Array:
+        is_near_one = different <= 0.5
+        near_one = jnp.log1p(-jnp.where(is_near_one, different, 0))
+        # Cleared where the other form is taken; a NaN stays.
+        return jnp.where(is_near_one, near_one, jnp.log(jnp.where(is_near_one | is_tiny, 1, same)))
+
+    def with_tiny() -> Array:
+        by_class = _log_sum_of_products(queries.logs, gallery.logs)
+        return jnp.where(is_tiny, by_class, from_products())
+
+    return jax.lax.cond(jnp.any(is_tiny), with_tiny, from_products)
 
 
 def posterior_similarity(a: Array, b: Array) -> Array:

@@ -13,7 +13,7 @@ import aadml_jax as aa
 
 HEAVY = ("flax", "optax", "orbax", "absl", "h5py", "tensorflow_datasets", "tensorflow", "sklearn")
 LOSS = {"where": None, "reduce_fn": jnp.mean}
-METRIC = {"where": None, "reduce_fn": None}
+METRIC = {"where": None, "ties": "stable", "reduce_fn": None}
 REQUIRED = inspect.Parameter.empty
 # name: the positional arrays, then the keyword-only parameters with their defaults
 CONTRACT = {
@@ -59,13 +59,13 @@ CONTRACT = {
     "init_memory": (("size", "dim"), {}),
     "update_memory": (("memory", "embeddings", "labels"), {}),
     "average_precision": (("scores", "relevance"), METRIC),
-    "mean_average_precision": (("scores", "relevance"), {"where": None}),
-    "prefix_average_precision": (("scores", "relevance"), METRIC),
+    "mean_average_precision": (("scores", "relevance"), {"where": None, "ties": "stable"}),
+    "prefix_average_precision": (("scores", "relevance"), {"where": None, "reduce_fn": None}),
     "precision_at": (("scores", "relevance"), {"k": REQUIRED} | METRIC),
     "recall_at": (("scores", "relevance"), {"k": REQUIRED} | METRIC),
     "cross_modal_report": (
         ("audio", "visual", "labels"),
-        {"similarity": "cosine", "ks": (1, 5, 10), "block_size": 1024},
+        {"similarity": "cosine", "ks": (1, 5, 10), "ties": "expected", "block_size": 1024},
     ),
 }
 
