@@ -135,8 +135,6 @@ def run(main: Callable[..., int | None], *, takes_arguments: bool = False) -> No
                 1,
             )
 
-    # The tables hold arrows: an output that cannot show one must not end a run.
-    sys.stdout.reconfigure(errors="replace")
     app.run(guarded, flags_parser=parse_flags)
 
 
