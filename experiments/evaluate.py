@@ -7,15 +7,13 @@ shows the retrieval: embeddings, classes, and the best and worst queries.
 
 import dataclasses
 import json
-import os
 import sys
 from typing import Any
 
 from absl import flags
 
 from aadml_jax._files import local_path
-from aadml_jax.data import RetrievalDataset, load_feature_file, reopen_dataset, standardize
-from aadml_jax.data.catalog import TFDS_PREFIX
+from aadml_jax.data import standardize
 from aadml_jax.errors import UserError
 from aadml_jax.reports.page import Report
 from aadml_jax.reports.retrieval_sections import add_retrieval_sections, require_plots
@@ -28,6 +26,7 @@ from aadml_jax.training.reporting import result_rows, result_table
 from aadml_jax.training.run_folder import CONFIG_FILE, read_run_json, versions
 from aadml_jax.training.state import build_model
 from experiments import command_line
+from experiments.evaluated_data import dataset_of_file, recorded_dataset
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run folder: the --workdir of the training")
 _WHICH = flags.DEFINE_enum(
@@ -39,7 +38,9 @@ _DATA_DIR = flags.DEFINE_string(
     "folder of the run's data, if they were moved: of vegas, ave and tfds:NAME",
 )
 _FEATURES_FILE = flags.DEFINE_string(
-    "features_file", None, "another HDF5 feature file, whose test rows are evaluated"
+    "features_file",
+    None,
+    "HDF5 feature file: the run's own, if it was moved, or another one, whose test rows are ranked",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "file to write the numbers to, as JSON")
 _REPORT = flags.DEFINE_string(
@@ -50,39 +51,6 @@ _REPORT = flags.DEFINE_string(
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "auto", "folder of compiled programs; 'auto' or 'off'"
 )
-
-
-def recorded_dataset(stored: dict[str, Any], data_dir: str | None = None) -> RetrievalDataset:
-    """The data that a run was trained on, from what its config.json says of them.
-
-    Args:
-      stored: The content of config.json.
-      data_dir: Folder where they are now, if they were moved.
-
-    Raises:
-      UserError: if they cannot be read, or are not the same any more.
-    """
-    config = configuration.config_from_json(stored.get("config"))
-    recorded = recorded_data(stored)
-    is_prepared = config.dataset.startswith(TFDS_PREFIX)
-    source = recorded["source"]
-    if is_prepared and data_dir is None and not os.path.isdir(source):
-        raise UserError(
-            f"{source}, which holds the data of this run, does not exist any more; set "
-            f"--data_dir to the folder in which {config.dataset.removeprefix(TFDS_PREFIX)} is now"
-        )
-    dataset = reopen_dataset(
-        config.dataset, source, data_dir=data_dir, multi_label=config.multi_label
-    )
-    dataset = configuration.apply_splits(config, dataset)
-    if dataset.fingerprint() != recorded["fingerprint"]:
-        remedy = (
-            "set --data_dir to a folder that does"
-            if is_prepared
-            else "to evaluate on it all the same, pass it as --features_file"
-        )
-        raise UserError(f"{dataset.source} does not hold the data of this run; {remedy}")
-    return dataset
 
 
 def main() -> None:
@@ -97,34 +65,28 @@ def main() -> None:
     if configuration.config_from_json(stored.get("config")).deterministic:
         command_line.set_up_determinism()
     if _FEATURES_FILE.value is None:
-        dataset = recorded_dataset(stored, _DATA_DIR.value)
+        dataset, split, warnings = recorded_dataset(stored, _DATA_DIR.value)
     elif _DATA_DIR.value is not None:
         raise UserError("--data_dir and --features_file name two sources; leave one of them out")
     else:
-        dataset = load_feature_file(
-            _FEATURES_FILE.value, multi_label=recorded_data(stored)["multi_label"]
-        )
+        dataset, split, warnings = dataset_of_file(stored, _FEATURES_FILE.value)
     config, state, progress = restore_for_evaluation(workdir, stored, _WHICH.value)
-    if _FEATURES_FILE.value is not None and config.fold is not None:
-        print(
-            f"warning: the run was trained on folds of its data other than fold {config.fold}; the "
-            f"test rows of {_FEATURES_FILE.value} may be among its training rows",
-            file=sys.stderr,
-        )
-
     model = build_model(config, recorded_data(stored)["num_classes"])
     test = standardize(dataset.test.take(slice(None)), state.standardization)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
     report = evaluate(model, state.params, test, all_devices("auto"), similarity=config.similarity)
     result = retrieval_result(report, dataset.test.labels, dataset.test_posteriors)
     what = (
         f"{_WHICH.value} checkpoint of {workdir}, epoch {progress.epoch}; {len(dataset.test)} test "
-        f"pairs of {dataset.source}{configuration.split_in_words(config)}"
+        f"pairs of {dataset.source}{split}"
     )
     print(f"{what}\n\n{result_table(result)}")
     if _OUTPUT.value is not None:
         command_line.write_output(_OUTPUT.value, json.dumps(result, indent=2) + "\n")
     if _REPORT.value is not None:
-        page = Report(f"Retrieval by {workdir.resolve().name}", f"{what}.")
+        introduction = [f"{what}.", *(f"Warning: {warning}." for warning in warnings)]
+        page = Report(f"Retrieval by {workdir.resolve().name}", "\n\n".join(introduction))
         page.section("Result").table(_as_table(result))
         add_retrieval_sections(
             page,

@@ -313,9 +313,7 @@ def open_dataset(
 
         folder = tfds_folders.newest_version(data_dir, name.removeprefix(TFDS_PREFIX))
         return tfds_folders.open_tfds_folder(folder, name=name)
-    path = _find_published_file(name, spec, data_dir)
-    dataset = open_feature_file(path, num_classes=spec.num_classes, name=name)
-    return dataclasses.replace(dataset, class_names=spec.class_names)
+    return _open_published_file(_find_published_file(name, spec, data_dir), name, spec)
 
 
 def reopen_dataset(
@@ -339,13 +337,26 @@ def reopen_dataset(
     spec = dataset_spec(name)
     if spec.synthetic is not None or data_dir is not None:
         return open_dataset(
-            name, data_dir=data_dir, features_file=source if name == "features" else None
+            name,
+            data_dir=data_dir,
+            features_file=source if name == "features" else None,
+            multi_label=multi_label,
         )
     if name.startswith(TFDS_PREFIX):
         from aadml_jax.data import tfds_folders
 
         return tfds_folders.open_tfds_folder(source, name=name)
-    return open_feature_file(source, num_classes=spec.num_classes, multi_label=multi_label)
+    if name == "features":
+        return open_feature_file(source, multi_label=multi_label)
+    return _open_published_file(source, name, spec)
+
+
+def _open_published_file(
+    path: str | os.PathLike[str], name: str, spec: DatasetSpec
+) -> RetrievalDataset:
+    """Opens the feature file of a data set of the catalogue."""
+    dataset = open_feature_file(path, num_classes=spec.num_classes, name=name)
+    return dataclasses.replace(dataset, class_names=spec.class_names)
 
 
 def _find_published_file(

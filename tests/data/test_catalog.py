@@ -120,6 +120,9 @@ def test_a_file_of_several_classes_is_opened_and_opened_again(tmp_path):
     assert opened.is_multi_label
     again = reopen_dataset("features", opened.source, multi_label=True)
     assert again.fingerprint() == opened.fingerprint()
+    # What the run was told of its labels is not forgotten where a folder is given.
+    with pytest.raises(UserError, match="does not use --multi_label"):
+        reopen_dataset("vegas", opened.source, data_dir=tmp_path, multi_label=True)
     assert "set --multi_label" in error_line("features", features_file=path)
     loaded = load_dataset("features", features_file=path, multi_label=True)
     assert loaded.train.labels.sum(axis=1).tolist() == [2] * 9

@@ -73,7 +73,7 @@ def test_evaluate_writes_a_page_about_the_test_rows(small_run, tmp_path):
     assert (status, errors) == (0, "")
     result = result_of(folder)
     assert f"{result['map']['mean']:.3f}" in output
-    assert "written to page/report.html" in output
+    assert f"written to {tmp_path / 'page' / 'report.html'}" in output
     numbers = json.loads((tmp_path / "page" / "numbers.json").read_text())
     tables = {
         table["title"]: table["records"]
