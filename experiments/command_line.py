@@ -207,6 +207,18 @@ def warn_of_shared_rows(num_shared: int, num_test: int) -> None:
         )
 
 
+def warn_of_features(nearly_constant: str | None) -> None:
+    """Says on stderr which features are left out for they are nearly constant, if any are."""
+    if nearly_constant:
+        print(
+            f"warning: left out, for in the training rows they are nearly constant: "
+            f"{nearly_constant}; remove them from the data, or keep all features as they are by "
+            "--nostandardize",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def write_output(path: str, text: str) -> None:
     """Writes a file that the user asked for.
 

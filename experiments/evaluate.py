@@ -20,6 +20,7 @@ from aadml_jax.reports.retrieval_sections import add_retrieval_sections, require
 from aadml_jax.reports.tables import Table
 from aadml_jax.training import config as configuration
 from aadml_jax.training.evaluation import DIRECTIONS, embed, evaluate
+from aadml_jax.training.held_data import recorded_limit
 from aadml_jax.training.loop import recorded_data, restore_for_evaluation, retrieval_result
 from aadml_jax.training.parallel import all_devices
 from aadml_jax.training.reporting import result_rows, result_table
@@ -72,7 +73,11 @@ def main() -> None:
         dataset, split, warnings = dataset_of_file(stored, _FEATURES_FILE.value)
     config, state, progress = restore_for_evaluation(workdir, stored, _WHICH.value)
     model = build_model(config, recorded_data(stored)["num_classes"])
-    test = standardize(dataset.test.take(slice(None)), state.standardization)
+    test = standardize(
+        dataset.test.take(slice(None)),
+        state.standardization,
+        limit=recorded_limit(recorded_data(stored)),
+    )
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     report = evaluate(model, state.params, test, all_devices("auto"), similarity=config.similarity)

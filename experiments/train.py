@@ -11,7 +11,7 @@ from absl import flags
 
 from aadml_jax.data import open_dataset
 from aadml_jax.training import config as configuration
-from aadml_jax.training.held_data import hold
+from aadml_jax.training.held_data import hold, nearly_constant_in_words
 from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
 from aadml_jax.training.parallel import all_devices
 from aadml_jax.training.processes import is_primary, require_agreement
@@ -65,6 +65,7 @@ def main() -> int:
                 flush=True,
             )
             command_line.warn_of_shared_rows(data.description["shared_rows"], len(dataset.test))
+            command_line.warn_of_features(nearly_constant_in_words(data.description))
         try:
             result = run_training(config, data, folder, placement)
         except (Interrupted, TrainingDiverged) as stop:

@@ -24,11 +24,16 @@ class PreparedFacts(NamedTuple):
       fingerprint: See `RetrievalDataset.fingerprint`.
       standardization: Of the training rows.
       shared_rows: See the function `shared_rows`.
+      nearly_constant: See `MeasuredStandardization`.
+      limit: Of standardised values, see `standardize`; None of facts that were measured before
+        there was one.
     """
 
     fingerprint: str
     standardization: FeatureStandardization
     shared_rows: int
+    nearly_constant: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    limit: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

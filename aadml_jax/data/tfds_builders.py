@@ -37,7 +37,7 @@ from aadml_jax.data.catalog import (
 )
 from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset
 from aadml_jax.data.staging import stage
-from aadml_jax.data.standardization import fit_standardization
+from aadml_jax.data.standardization import LARGEST_DEVIATION, measure_standardization
 from aadml_jax.data.summary import DatasetSummary
 from aadml_jax.data.tfds_folders import VERSION, metadata_of
 from aadml_jax.errors import UserError, one_line
@@ -137,8 +137,13 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
                 )
         folder = pathlib.Path(self.data_dir)  # TFDS renames it at the end
         written, staged, self.summary = stage(dataset, self._staging(folder.parent), self.name)
+        measured = measure_standardization(staged.train)
         facts = PreparedFacts(
-            self.summary.fingerprint, fit_standardization(staged.train), self.summary.shared_rows
+            self.summary.fingerprint,
+            measured.statistics,
+            self.summary.shared_rows,
+            measured.nearly_constant,
+            LARGEST_DEVIATION,
         )
         self.info.metadata.update(metadata_of(dataset, facts))
         for split in written.values():

@@ -47,6 +47,8 @@ def metadata_of(dataset: RetrievalDataset, facts: PreparedFacts) -> dict[str, An
         "num_classes": dataset.num_classes,
         "fingerprint": facts.fingerprint,
         "shared_rows": facts.shared_rows,
+        "nearly_constant": facts.nearly_constant,
+        "standardized_limit": facts.limit,
         **{key: _encoded(array) for key, array in arrays.items()},
     }
 
@@ -79,11 +81,16 @@ def open_tfds_folder(
             metadata["fingerprint"],
             FeatureStandardization(*(arrays[key] for key in _STATISTICS)),
             int(metadata["shared_rows"]),
+            tuple(tuple(map(int, of)) for of in metadata.get("nearly_constant", ((), ()))),
+            # Folders of earlier versions say nothing of a limit, and had none.
+            metadata.get("standardized_limit"),
         )
         if not re.fullmatch("[0-9a-f]{32}", facts.fingerprint):
             raise ValueError(f"the fingerprint {facts.fingerprint!r}")
         if not all(np.isfinite(values).all() for values in facts.standardization):
             raise ValueError("statistics that are not finite")
+        if facts.limit is not None and not float(facts.limit) > 0:
+            raise ValueError(f"the limit {facts.limit!r}")
         paths = {split: builder.info.splits[split].filepaths for split in SPLITS}
         for key in _LABELS:
             if arrays[key].ndim == 2:

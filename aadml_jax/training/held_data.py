@@ -12,12 +12,11 @@ from aadml_jax.data import (
     PreparedFacts,
     RetrievalDataset,
     StoredFeatures,
-    fit_standardization,
     identity_standardization,
     shared_rows,
     standardize,
 )
-from aadml_jax.data.standardization import Sums
+from aadml_jax.data.standardization import LARGEST_DEVIATION, Sums, measure_standardization
 from aadml_jax.errors import UserError
 from aadml_jax.training.parallel import Placement, one_device
 from aadml_jax.training.processes import (
@@ -29,6 +28,8 @@ from aadml_jax.training.processes import (
 from aadml_jax.training.step import Batch
 
 _Result = TypeVar("_Result")
+# Columns that a message names.
+_LISTED_COLUMNS = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class HeldData:
       test_labels: of all test rows, int32 [N], or multi-hot, bool [N, C].
       test_posteriors: of all test rows; see `RetrievalDataset`.
       standardization: the statistics of all training rows, or those that change nothing.
+      limit: of standardised values; None if there is none.
       description: what config.json records of the data.
     """
 
@@ -54,6 +56,7 @@ class HeldData:
     test_labels: np.ndarray
     test_posteriors: tuple[np.ndarray, np.ndarray] | None
     standardization: FeatureStandardization
+    limit: float | None
     description: dict[str, Any]
 
 
@@ -102,35 +105,123 @@ def hold(
     # What is not streamed is read once and for all.
     for name in ("test",) if streamed else ("train", "test"):
         parts[name] = _agreed(lambda name=name: parts[name].take(slice(None)))
-    fingerprint, statistics, num_shared = dataset.prepared or _measured(dataset, parts, counts)
+    facts = dataset.prepared or _measured(dataset, parts, counts)
+    statistics, limit = facts.standardization, facts.limit
     if not standardized:
         statistics = identity_standardization(dataset.audio_dim, dataset.visual_dim)
+        limit = None
 
     def batch(name: str) -> Batch:
-        features = standardize(parts[name], statistics)
+        features = standardize(parts[name], statistics, limit=limit)
         return Batch(*(getattr(features, field)[: counts[name]] for field in Batch._fields))
 
+    held = {
+        "train": dataset.train if streamed else _agreed(lambda: batch("train")),
+        "test": _agreed(lambda: batch("test")),
+    }
+    description = None if not standardized else _described(facts, held, limit)
     return HeldData(
-        train=dataset.train if streamed else _agreed(lambda: batch("train")),
-        test=_agreed(lambda: batch("test")),
+        **held,
         num_train=len(dataset.train),
         num_classes=dataset.num_classes,
         test_labels=dataset.test.labels,
         test_posteriors=dataset.test_posteriors,
         standardization=statistics,
+        limit=limit,
         description={
             "name": dataset.name,
             "source": dataset.source,
-            "fingerprint": fingerprint,
+            "fingerprint": facts.fingerprint,
             "train_rows": len(dataset.train),
             "test_rows": len(dataset.test),
-            "shared_rows": num_shared,
+            "shared_rows": facts.shared_rows,
             "num_classes": dataset.num_classes,
             "multi_label": dataset.is_multi_label,
             "audio_dim": dataset.audio_dim,
             "visual_dim": dataset.visual_dim,
+            "standardization": description,
         },
     )
+
+
+def _described(
+    facts: PreparedFacts, held: Mapping[str, Batch | StoredFeatures], limit: float | None
+) -> dict[str, Any]:
+    """What a run records of its standardisation."""
+    is_limited: bool | None = False
+    if limit is not None:
+        is_limited = any(
+            bool((np.abs(features) == limit).any())
+            for batch in held.values()
+            if isinstance(batch, Batch)
+            for features in (batch.audio, batch.visual)
+        )
+        is_limited = bool(largest_of_all_processes(is_limited))
+        if not is_limited and isinstance(held["train"], StoredFeatures):
+            is_limited = None  # of rows that are streamed it is not known
+    constant = {}
+    for name, columns in zip(("audio", "visual"), facts.nearly_constant, strict=True):
+        scale = getattr(facts.standardization, f"{name}_scale")
+        constant[name] = int((scale == 0).sum()) - len(columns)
+    return {
+        "limit": limit,
+        "is_limited": is_limited,
+        "constant": constant,
+        "nearly_constant": dict(
+            zip(("audio", "visual"), map(list, facts.nearly_constant), strict=True)
+        ),
+    }
+
+
+def recorded_limit(description: Mapping[str, Any]) -> float | None:
+    """The limit of standardised values that a run's description of its data records.
+
+    Runs of earlier versions record none, and had none.
+    """
+    recorded = description.get("standardization")
+    return None if recorded is None else recorded["limit"]
+
+
+def is_standardized_alike(recorded: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
+    """Whether the rows of a run are standardised as when it was begun.
+
+    A run of an earlier version records nothing of it: then nothing was left out and nothing was
+    limited.
+
+    Args:
+      recorded: the description of the data that the run recorded, of the same rows.
+      description: of the data as they are held now.
+    """
+    now = description["standardization"]
+    if "standardization" not in recorded:
+        return now is None or (
+            now["is_limited"] is False
+            and not any(now["constant"].values())
+            and not any(now["nearly_constant"].values())
+        )
+    then = recorded["standardization"]
+    if now is None or then is None:
+        return now is then
+    return all(then[key] == now[key] for key in ("limit", "constant", "nearly_constant"))
+
+
+def nearly_constant_in_words(description: Mapping[str, Any]) -> str | None:
+    """Names the features that were left out for they are nearly constant; None if there are none.
+
+    Args:
+      description: of the data, as `HeldData` has it.
+    """
+    recorded = description["standardization"]
+    parts = []
+    for name, columns in (recorded or {"nearly_constant": {}})["nearly_constant"].items():
+        if columns:
+            listed = ", ".join(map(str, columns[:_LISTED_COLUMNS]))
+            more = ", …" if len(columns) > _LISTED_COLUMNS else ""
+            parts.append(
+                f"{len(columns)} of the {description[f'{name}_dim']} {name} features "
+                f"(column{'s' * (len(columns) > 1)} {listed}{more})"
+            )
+    return " and ".join(parts) or None
 
 
 def _part(
@@ -157,10 +248,13 @@ def _measured(
         return [from_all_processes(total).sum(axis=0) for total in sums]
 
     digests = list(map(rows_from_all_processes, digests))
+    measured = measure_standardization(parts["train"], len(dataset.train), sum_over_all)
     return PreparedFacts(
         dataset.fingerprint_of(*digests),
-        fit_standardization(parts["train"], len(dataset.train), sum_over_all),
+        measured.statistics,
         shared_rows(*digests),
+        measured.nearly_constant,
+        LARGEST_DEVIATION,
     )
 
 

@@ -18,7 +18,7 @@ from aadml_jax.errors import UserError
 from aadml_jax.training.checkpoints import Checkpoints, Progress
 from aadml_jax.training.config import TrainConfig, config_from_json, resumable_fields
 from aadml_jax.training.evaluation import DIRECTIONS, bayes_reference, chance_map, make_evaluate
-from aadml_jax.training.held_data import HeldData
+from aadml_jax.training.held_data import HeldData, is_standardized_alike
 from aadml_jax.training.parallel import Placement, one_device
 from aadml_jax.training.processes import largest_of_all_processes
 from aadml_jax.training.reporting import ProgressDisplay, TensorBoard
@@ -102,6 +102,12 @@ def check_resumable(stored: dict[str, Any], config: TrainConfig, data: dict[str,
             f"{config.workdir} holds a checkpoint of another configuration: the data, "
             f"{data['source']}, are not those it was trained on; use the same data, or another "
             "--workdir"
+        )
+    if not is_standardized_alike(recorded_data(stored), data):
+        raise UserError(
+            f"{config.workdir} holds a checkpoint of an earlier version, which standardised "
+            "features that are constant or far out in another way; evaluate it as it is, or train "
+            "anew with another --workdir"
         )
 
 
@@ -196,7 +202,11 @@ class _Run:
         }
         if isinstance(data.train, StoredFeatures):
             self.run_steps = make_stream_steps(
-                train_step, data.train, standardization=data.standardization, **common
+                train_step,
+                data.train,
+                standardization=data.standardization,
+                limit=data.limit,
+                **common,
             )
         else:
             self.run_steps = make_run_steps(train_step, data.train, data.num_train, **common)

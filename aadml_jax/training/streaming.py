@@ -18,6 +18,7 @@ import numpy as np
 
 from aadml_jax._arrays import Array
 from aadml_jax.data import FeatureStandardization, StoredFeatures, standardize
+from aadml_jax.data.standardization import LARGEST_DEVIATION
 from aadml_jax.errors import UserError
 from aadml_jax.training.parallel import Placement
 from aadml_jax.training.state import RunKeys, TrainState
@@ -54,6 +55,7 @@ def make_stream_steps(
     keys: RunKeys,
     standardization: FeatureStandardization,
     placement: Placement,
+    limit: float | None = LARGEST_DEVIATION,
 ) -> Callable[[TrainState, int], TrainState]:
     """The function `run_steps(state, num_steps)` of `make_run_steps`, on rows that are streamed.
 
@@ -64,6 +66,7 @@ def make_stream_steps(
       keys: of the run.
       standardization: of the features.
       placement: over the devices.
+      limit: of standardised values, see `standardize`.
 
     Raises:
       UserError: if Grain is not installed; `run_steps`, if rows cannot be read.
@@ -90,7 +93,7 @@ def make_stream_steps(
     def read_own(step: int) -> Batch:
         first = step % steps_per_epoch * batch_size
         rows = order_of(step // steps_per_epoch)[first : first + batch_size]
-        read = standardize(features.take(rows[own]), standardization)
+        read = standardize(features.take(rows[own]), standardization, limit=limit)
         return Batch(*(getattr(read, name) for name in Batch._fields))
 
     def chunks_from(step: int) -> Iterator[_Chunk]:

@@ -7,6 +7,7 @@ from aadml_jax.data import (
     fit_standardization,
     standardize,
 )
+from aadml_jax.data.standardization import measure_standardization
 from aadml_jax.errors import UserError
 
 
@@ -174,7 +175,7 @@ def test_standardization_matches_float64_loops():
             constant = values is visual and column == 2
             np.testing.assert_allclose(mean[column], expected_mean, rtol=1e-6)
             np.testing.assert_allclose(
-                scale[column], 1 if constant else np.sqrt(variance), rtol=1e-6
+                scale[column], 0 if constant else np.sqrt(variance), rtol=1e-6
             )
     result = standardize(train, statistics)
     assert result.audio.dtype == np.float32
@@ -188,6 +189,7 @@ def test_standardization_of_another_split_uses_the_training_statistics():
     train, test = random_features(0, 12), random_features(1, 5)
     statistics = fit_standardization(train)
     expected = (test.visual.astype(float) - statistics.visual_mean) / statistics.visual_scale
+    expected = np.clip(expected, -5, 5)
     np.testing.assert_allclose(standardize(test, statistics).visual, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -202,7 +204,49 @@ def test_standardized_overflow_is_an_error_and_not_a_warning():
     train = PairedFeatures([[0.0], [1e-30]], [[0.0], [1.0]], [0, 1])
     test = PairedFeatures([[1e30], [0.0]], [[0.0], [1.0]], [0, 1], name="far rows")
     with pytest.raises(UserError, match="audio of standardised far rows"):
-        standardize(test, fit_standardization(train))
+        standardize(test, fit_standardization(train), limit=None)
+
+
+def test_standardized_values_are_limited():
+    # Mean 4 and deviation 2 (audio), mean -1 and deviation 1 (visual).
+    train = PairedFeatures([[2.0], [6.0]], [[-2.0], [0.0]], [0, 1])
+    test = PairedFeatures([[13.9], [14.1], [-1e30]], [[3.5], [4.5], [-1.0]], [0, 1, 1])
+    statistics = fit_standardization(train)
+    limited = standardize(test, statistics)
+    np.testing.assert_allclose(limited.audio[:, 0], [4.95, 5, -5], rtol=1e-6)
+    np.testing.assert_allclose(limited.visual[:, 0], [4.5, 5, 0], rtol=1e-6)
+    free = standardize(test, statistics, limit=None)
+    np.testing.assert_allclose(free.audio[:, 0], [4.95, 5.05, -5e29], rtol=1e-6)
+    np.testing.assert_allclose(free.visual[:, 0], [4.5, 5.5, 0], rtol=1e-6)
+
+
+def test_features_that_are_nearly_constant_are_left_out():
+    random = np.random.default_rng(3)
+    audio, visual = random.normal(size=(40, 6)), 1e-3 * random.normal(size=(40, 3))
+    audio[:, 1] = 7.0
+    audio[:, 2] = 255.0
+    audio[5, 2] += 1e-3  # σ = 1e-3 √39 / 40 = 1.6e-4, of 255 less than 1e-5
+    audio[:, 3] = 255.0
+    audio[5, 3] += 1.0  # σ = 0.16
+    audio[:, 4] = 0.0
+    audio[5, 4] = 1e-6  # σ = 1.6e-7, of about 1 less than 1e-6
+    audio[:, 5] = 1e4 + random.normal(size=40)  # σ = 1, of 1e4 more than 1e-5
+    train = PairedFeatures(audio, visual, np.arange(40) % 2)
+    measured = measure_standardization(train)
+    assert measured.nearly_constant == ((2, 4), ())
+    np.testing.assert_array_equal(measured.statistics.audio_scale == 0, [0, 1, 1, 0, 1, 0])
+    assert (measured.statistics.visual_scale > 0).all()
+    far = PairedFeatures(np.full((4, 6), 128.0), np.zeros((4, 3)), [0, 1, 0, 1])
+    standardized = standardize(far, measured.statistics, limit=None)
+    np.testing.assert_array_equal(standardized.audio[:, [1, 2, 4]], 0)
+    assert (np.abs(standardized.audio[:, [0, 3, 5]]) > 100).all()
+
+
+def test_rows_that_are_all_alike_are_all_left_out():
+    train = PairedFeatures(np.full((4, 3), 0.1), np.zeros((4, 2)), [0, 1, 0, 1])
+    measured = measure_standardization(train)
+    assert measured.nearly_constant == ((), ())
+    np.testing.assert_array_equal(standardize(train, measured.statistics).audio, 0)
 
 
 def test_subset_of_a_data_set_keeps_rows_labels_and_posteriors_together():

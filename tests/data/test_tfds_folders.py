@@ -86,6 +86,32 @@ def test_facts_are_those_of_the_source(folder):
     assert dataset.class_balanced_subset(10, 5).prepared is None
 
 
+def test_a_folder_knows_which_features_are_nearly_constant(tmp_path):
+    audio = MADE.train.audio.copy()
+    audio[:, 1] = 4
+    audio[7, 1] += 1e-5
+    train = dataclasses.replace(MADE.train, audio=audio)
+    folder, _ = write_tfds_folder(dataclasses.replace(MADE, train=train), tmp_path)
+    prepared = open_tfds_folder(folder).prepared
+    assert prepared.nearly_constant == ((1,), ())
+    assert prepared.standardization.audio_scale[1] == 0
+    assert prepared.limit == 5
+
+
+def test_a_folder_of_an_earlier_version_keeps_its_statistics(folder):
+    path = folder / "metadata.json"
+    metadata = json.loads(path.read_text())
+    for key in ("nearly_constant", "standardized_limit"):
+        del metadata[key]
+    path.write_text(json.dumps(metadata))
+    prepared = open_tfds_folder(folder).prepared
+    assert (prepared.nearly_constant, prepared.limit) == (((), ()), None)
+    for stored, measured in zip(
+        prepared.standardization, fit_standardization(MADE.train), strict=True
+    ):
+        np.testing.assert_array_equal(stored, measured)
+
+
 def test_tfds_reads_the_folder_as_well(folder):
     builder = tfds.builder_from_directory(folder)
     source = builder.as_data_source(split="train")

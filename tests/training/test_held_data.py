@@ -9,6 +9,7 @@ import pytest
 
 from aadml_jax.data import (
     PairedFeatures,
+    PreparedFacts,
     RetrievalDataset,
     StoredFeatures,
     fit_standardization,
@@ -16,7 +17,12 @@ from aadml_jax.data import (
 )
 from aadml_jax.errors import UserError
 from aadml_jax.training import held_data
-from aadml_jax.training.held_data import hold
+from aadml_jax.training.held_data import (
+    hold,
+    is_standardized_alike,
+    nearly_constant_in_words,
+    recorded_limit,
+)
 from aadml_jax.training.parallel import Placement
 
 RNG = np.random.default_rng(0)
@@ -182,6 +188,65 @@ def test_statistics_add_up_over_parts():
         statistics, _ = sums(part, totals)
         for actual, expected in zip(statistics, whole, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def with_far_rows():
+    """Column 1 of the sound is nearly constant, column 2 constant, and a test row is far out."""
+    audio = RNG.normal(size=(9, 3))
+    audio[:, 1], audio[:, 2] = 255, 3
+    audio[4, 1] += 1e-4
+    train = PairedFeatures(audio, RNG.normal(size=(9, 2)), DATASET.train.labels)
+    far = DATASET.test.audio.copy()
+    far[2] = 1e6
+    test = PairedFeatures(far, DATASET.test.visual, DATASET.test.labels)
+    return dataclasses.replace(DATASET, train=train, test=test)
+
+
+def test_what_is_left_out_and_limited_is_recorded_and_named():
+    data = hold(with_far_rows())
+    recorded = {
+        "limit": 5.0,
+        "is_limited": True,
+        "constant": {"audio": 1, "visual": 0},
+        "nearly_constant": {"audio": [1], "visual": []},
+    }
+    assert data.description["standardization"] == recorded
+    np.testing.assert_array_equal(data.test.audio[2], [5, 0, 0])
+    assert nearly_constant_in_words(data.description) == "1 of the 3 audio features (column 1)"
+    plain = hold(DATASET).description
+    assert nearly_constant_in_words(plain) is None
+    assert not plain["standardization"]["is_limited"]
+    untouched = hold(with_far_rows(), standardized=False)
+    assert untouched.description["standardization"] is None and untouched.limit is None
+    assert nearly_constant_in_words(untouched.description) is None
+    np.testing.assert_array_equal(untouched.test.audio[2], 1e6)
+
+
+def test_facts_of_an_earlier_version_are_used_as_they_were():
+    # Such facts divide a constant feature by 1, and limit nothing.
+    dataset = with_far_rows()
+    statistics = fit_standardization(dataset.train)
+    statistics = statistics._replace(audio_scale=np.array([2, 1, 1], np.float32))
+    facts = PreparedFacts("0" * 32, statistics, 0)
+    data = hold(dataclasses.replace(dataset, prepared=facts))
+    np.testing.assert_allclose(data.test.audio[2], [5e5, 1e6, 1e6], rtol=1e-3)
+    assert data.description["standardization"]["limit"] is None
+
+
+def test_a_run_goes_on_only_where_its_rows_are_standardised_as_before():
+    plain, far = hold(DATASET).description, hold(with_far_rows()).description
+    bare = hold(DATASET, standardized=False).description
+    earlier = {key: value for key, value in plain.items() if key != "standardization"}
+    assert recorded_limit(earlier) is None and recorded_limit(plain) == 5
+    assert recorded_limit(bare) is None
+    for recorded in (earlier, plain):
+        assert is_standardized_alike(recorded, plain)
+        assert not is_standardized_alike(recorded, far)
+    assert is_standardized_alike(earlier, bare) and is_standardized_alike(bare, bare)
+    assert not is_standardized_alike(plain, bare)
+    streamed = plain["standardization"] | {"is_limited": None}
+    assert not is_standardized_alike(earlier, plain | {"standardization": streamed})
+    assert is_standardized_alike(plain, plain | {"standardization": streamed})
 
 
 def test_a_failure_elsewhere_stops_this_process_too(monkeypatch):
