@@ -5,27 +5,37 @@ another backend. Orbax writes it under a temporary name and renames it when it i
 a run killed at any moment leaves whole checkpoints only. The newest two and the best are kept: the
 second newest is what a run falls back to if the newest was damaged on disk.
 
+Beside the arrays lies a record of their names, dtypes and shapes, with a digest of their bytes: a
+bit that changed on disk is found on restoring, and a checkpoint of other arrays is told from a
+damaged one. Checkpoints of versions that wrote no digest are restored without the check.
+
 Of the processes of a run, which all hold the whole state, the primary one writes and reads; the
 others get from it what it has read. So no two of them can take a different view of what is on disk.
 """
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 import shutil
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint import checkpoint_managers
 
 from aadml_jax.errors import UserError, one_line
 from aadml_jax.training.processes import from_primary, is_primary, largest_of_all_processes
 from aadml_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
-_NOT_EVALUATED = -1.0
 _KEPT_LATEST = 2
+
+
+class _Damaged(Exception):
+    """A checkpoint is not what was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +70,7 @@ class Checkpoints:
           UserError: if something else is in the folder's place.
         """
         self._damaged: set[int] = set()
+        self._mean_maps: dict[int, float | None] = {}
         self._folder = workdir.absolute() / FOLDER
         self._manager = None
         if self._folder.exists() and not self._folder.is_dir():
@@ -72,17 +83,10 @@ class Checkpoints:
             for leftover in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover)
             self._folder.mkdir(exist_ok=True)
-        keep = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(_KEPT_LATEST),
-                checkpoint_managers.BestN(get_metric_fn=_mean_map, n=1),
-            ]
-        )
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep,
-                best_fn=_mean_map,
+                preservation_policy=_NewestAndBest(self),
                 create=False,
                 enable_async_checkpointing=not read_only,
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
@@ -90,6 +94,11 @@ class Checkpoints:
                 ),
             ),
         )
+        for step in self._manager.all_steps():
+            try:
+                self._mean_maps[step] = self._record(step)["mean_map"]
+            except _Damaged as error:
+                self._report_damage(step, error)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -115,14 +124,13 @@ class Checkpoints:
             self._damaged.remove(step)
         if step in self._manager.all_steps():
             return
-        metric = _NOT_EVALUATED if progress.mean_map is None else progress.mean_map
+        self._mean_maps[step] = progress.mean_map
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(host),
-                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+                progress=ocp.args.JsonSave(_record_of(host, progress)),
             ),
-            metrics={"mean_map": metric},
             force=True,
         )
 
@@ -134,11 +142,15 @@ class Checkpoints:
     def best(self) -> tuple[int, float] | None:
         """Step and mean MAP of the best evaluated checkpoint; None if none was evaluated."""
         self.wait()
-        step, mean_map = None, _NOT_EVALUATED
-        if self._manager is not None and (step := self._manager.best_step()) is not None:
-            mean_map = _mean_map(self._manager.metrics(step))
+        step = self._best_step()
+        mean_map = np.nan if step is None else self._mean_maps[step]
         step, mean_map = from_primary([np.int64(step or 0), np.float64(mean_map)])
-        return None if mean_map == _NOT_EVALUATED else (int(step), float(mean_map))
+        return None if np.isnan(mean_map) else (int(step), float(mean_map))
+
+    def _best_step(self) -> int | None:
+        """Of several that are equally good, the newest."""
+        maps = {step: value for step, value in self._mean_maps.items() if value is not None}
+        return max(maps, key=lambda step: (maps[step], step), default=None)
 
     def restore_latest(self, template: TrainState) -> tuple[TrainState, Progress] | None:
         """The newest checkpoint that can be read; None if there is none at all.
@@ -171,15 +183,12 @@ class Checkpoints:
     def _newest(self, template: TrainState) -> tuple[TrainState, Progress] | None:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
+            if step in self._damaged:
+                continue
             try:
-                return self.restore(step, template)
-            except UserError:
-                raise
-            except Exception as error:  # whatever a damaged file makes the reader raise
-                logging.warning(
-                    "checkpoint %s/%d is damaged: %s", self._folder, step, one_line(error)
-                )
-                self._damaged.add(step)
+                return self._read(step, template)
+            except _Damaged as error:
+                self._report_damage(step, error)
         if steps:
             raise UserError(
                 f"{self._folder}: none of the checkpoints {sorted(steps)} can be read; restore "
@@ -211,25 +220,123 @@ class Checkpoints:
           template: a state of the right structure, shapes and dtypes.
 
         Raises:
-          UserError: if a stored array has another shape or dtype than in the template.
+          UserError: if it is damaged, or is one of other arrays than those of the template.
         """
+        try:
+            return self._read(step, template)
+        except _Damaged as error:
+            raise UserError(
+                f"checkpoint {self._folder}/{step} is damaged ({error}); restore it from a copy, "
+                "or take another one"
+            ) from error
+
+    def _read(self, step: int, template: TrainState) -> tuple[TrainState, Progress]:
+        record = self._record(step)
         expected = _like(template)._asdict()
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(expected), progress=ocp.args.JsonRestore()
-            ),
-        )
-        for (path, leaf), wanted in zip(
-            jax.tree.leaves_with_path(restored.state), jax.tree.leaves(expected), strict=True
-        ):
-            if (leaf.shape, leaf.dtype) != (wanted.shape, wanted.dtype):
+        wanted = _described(expected)
+        if "leaves" in record:
+            self._require_same_arrays(step, record["leaves"], wanted)
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected))
+            ).state
+            found = _described(restored)
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            if "leaves" not in record:
+                self._require_same_arrays(step, self._names_on_disk(step), wanted)
+            raise _Damaged(one_line(error)) from error
+        progress = Progress(*(record[field.name] for field in dataclasses.fields(Progress)))
+        if "leaves" not in record:
+            self._require_same_arrays(step, found, wanted)
+        elif found != wanted or _digest(restored, found, progress) != record["digest"]:
+            raise _Damaged("its arrays are not those that were written")
+        return type(template)(**restored), progress
+
+    def _record(self, step: int) -> dict[str, Any]:
+        """What was written beside the arrays.
+
+        Raises:
+          _Damaged: if it is not that any more.
+        """
+        try:
+            record = self._manager.restore(
+                step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+            ).progress
+            fields = {field.name for field in dataclasses.fields(Progress)}
+            # A version without digests wrote the progress alone.
+            if set(record) != fields and record.pop("check") != _digest_of_record(record):
+                raise ValueError("its record is not the one that was written")
+            return record
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            raise _Damaged(one_line(error)) from error
+
+    def _report_damage(self, step: int, error: _Damaged) -> None:
+        logging.warning("checkpoint %s/%d is damaged: %s", self._folder, step, error)
+        self._damaged.add(step)
+        self._mean_maps.pop(step, None)
+
+    def _names_on_disk(self, step: int) -> dict[str, str]:
+        """Names and shapes of the arrays of a checkpoint without a record of them."""
+        metadata = ocp.StandardCheckpointHandler().metadata(self._folder / str(step) / "state")
+        return _described(metadata)
+
+    def _require_same_arrays(
+        self, step: int, found: dict[str, str], wanted: dict[str, str]
+    ) -> None:
+        for name in (*wanted, *found):
+            if found.get(name) != wanted.get(name):
                 raise UserError(
-                    f"{self._folder}/{step}: {jax.tree_util.keystr(path)} is {leaf.dtype} "
-                    f"{leaf.shape}, but the configuration needs {wanted.dtype} {wanted.shape}; "
-                    "it is a checkpoint of another configuration, use another --workdir"
+                    f"{self._folder}/{step}: {name} is {found.get(name, 'missing')}, but the "
+                    f"configuration needs {wanted.get(name, 'none')}; it is a checkpoint of "
+                    "another configuration, use another --workdir"
                 )
-        return type(template)(**restored.state), Progress(**restored.progress)
+
+
+class _NewestAndBest:
+    """Which checkpoints Orbax keeps: the newest two that are sound, the best, and damaged ones."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """As `orbax.checkpoint.checkpoint_managers.PreservationPolicy` has it."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        damaged = self._checkpoints._damaged
+        newest = [step for step in steps if step not in damaged][-_KEPT_LATEST:]
+        best = self._checkpoints._best_step()
+        return [step in newest or step in damaged or step == best for step in steps]
+
+
+def _record_of(host: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    leaves = _described(host)
+    record = {
+        **dataclasses.asdict(progress),
+        "leaves": leaves,
+        "digest": _digest(host, leaves, progress),
+    }
+    return {**record, "check": _digest_of_record(record)}
+
+
+def _described(tree: Any) -> dict[str, str]:
+    """Dtype and shape of each array by its name, such as "float32 (128, 10)"."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {leaf.shape}"
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _digest(host: Any, leaves: dict[str, str], progress: Progress) -> str:
+    """Digest of all that a checkpoint holds."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([leaves, dataclasses.asdict(progress)], sort_keys=True).encode())
+    for leaf in jax.tree.leaves(host):
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _digest_of_record(record: dict[str, Any]) -> str:
+    """Digest of the record alone, so that a damaged one is not taken for one of other arrays."""
+    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _like(template: TrainState) -> TrainState:
@@ -237,7 +344,3 @@ def _like(template: TrainState) -> TrainState:
     return jax.tree.map(
         lambda leaf: np.empty(leaf.shape, leaf.dtype), jax.eval_shape(lambda: template)
     )
-
-
-def _mean_map(metrics: dict[str, float]) -> float:
-    return metrics["mean_map"]

@@ -1,5 +1,8 @@
 """Checkpoints: bytes in, bytes out, and what happens to damaged ones."""
 
+import hashlib
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ from aadml_jax.data import FeatureStandardization
 from aadml_jax.errors import UserError
 from aadml_jax.training.checkpoints import FOLDER, Checkpoints, Progress
 from aadml_jax.training.config import TrainConfig
-from aadml_jax.training.state import TrainState, init_state
+from aadml_jax.training.state import TrainState, build_optimizer, init_state
 
 RNG = np.random.default_rng(0)
 
@@ -148,6 +151,144 @@ def test_a_checkpoint_of_other_shapes_is_named(tmp_path):
             UserError, match=r"opt_state.* \(3, 2\).*needs .*\(5, 2\).*another conf"
         ):
             checkpoints.restore_latest(state_at(0, width=5))
+
+
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+# Orbax leaves further errors of a damaged file to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# In a large array bytes are stored as they are, in a small one with checksums.
+@pytest.mark.parametrize("width", [3, 3000])
+def test_a_flipped_bit_is_passed_over_or_harmless_wherever_it_is(tmp_path, monkeypatch, width):
+    monkeypatch.setattr(logging, "warning", lambda *_: None)
+    states = {step: state_at(step, width) for step in (1, 2)}
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(state, progress_at(step, step / 4))
+    files = [path for path in (tmp_path / FOLDER / "2").rglob("*") if path.is_file()]
+    changed = dict.fromkeys(files, 0)
+    for path in files:
+        for bit in RNG.choice(8 * path.stat().st_size, size=4, replace=False):
+            flip(path, bit)
+            with Checkpoints(tmp_path, read_only=True) as checkpoints:
+                restored, progress = checkpoints.restore_latest(state_at(0, width))
+                assert checkpoints.best() in {(2, 0.5), (1, 0.25)}
+            assert_same_bytes(restored, states[progress.epoch])
+            assert progress == progress_at(progress.epoch, progress.epoch / 4)
+            changed[path] += progress.epoch == 1
+            flip(path, bit)
+    assert changed[tmp_path / FOLDER / "2" / "progress" / "metadata"] == 4
+    assert any(count for path, count in changed.items() if "state" in path.parts)
+
+
+def stored_record(folder, step):
+    return folder / FOLDER / str(step) / "progress" / "metadata"
+
+
+def test_the_digest_is_that_of_the_arrays_that_were_written(tmp_path):
+    state = state_at(7)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, progress_at(2, 0.5))
+    record = json.loads(stored_record(tmp_path, 7).read_text())
+    assert record["leaves"]["params/audio/kernel"] == "float32 (3, 2)"
+    named = {name: record[name] for name in ("epoch", "seconds", "mean_map")}
+    assert named == {"epoch": 2, "seconds": 0.5, "mean_map": 0.5}
+    content = json.dumps([record["leaves"], named], sort_keys=True).encode()
+    # Leaves in the order of their names.
+    leaves = [
+        state.epoch_sums["loss"],
+        state.opt_state[0],
+        state.params["audio"]["kernel"],
+        *state.standardization,
+        state.step,
+    ]
+    content += b"".join(np.asarray(leaf).tobytes() for leaf in leaves)
+    # The container is a dict, whose keys JAX sorts.
+    order = ["epoch_sums", "opt_state", "params", "standardization", "step"]
+    assert list(dict.fromkeys(name.split("/")[0] for name in record["leaves"])) == order
+    assert record["digest"] == hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def without_digests(folder, step):
+    """What a version wrote that knew no digest."""
+    path = stored_record(folder, step)
+    record = json.loads(path.read_text())
+    kept = {name: record[name] for name in ("epoch", "seconds", "mean_map")}
+    path.write_text(json.dumps(kept))
+
+
+def test_checkpoints_without_a_digest_are_restored(tmp_path):
+    state = state_at(1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, progress_at(1, 0.25))
+    without_digests(tmp_path, 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored, progress = checkpoints.restore_latest(state_at(0))
+        assert_same_bytes(restored, state)
+        assert progress == progress_at(1, 0.25)
+        assert checkpoints.best() == (1, 0.25)
+
+
+@pytest.mark.parametrize("has_digest", [True, False])
+def test_another_structure_is_another_configuration_and_not_damage(
+    tmp_path, monkeypatch, has_digest
+):
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))
+    statistics = FeatureStandardization(*np.ones((4, 5), np.float32))
+    config = TrainConfig(hidden_sizes=(4,))
+    state = init_state(config, num_classes=3, standardization=statistics)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, progress_at(0))
+    if not has_digest:
+        without_digests(tmp_path, 0)
+    proxies = {**state.params, "class_proxies": jnp.eye(3)}
+    others = {
+        r"hidden_1.* is missing": init_state(
+            TrainConfig(hidden_sizes=(4, 4)), num_classes=3, standardization=statistics
+        ),
+        r"class_proxies.* is missing, but .* float32 \(3, 3\)": state._replace(
+            params=proxies, opt_state=build_optimizer(config).init(proxies)
+        ),
+        r"opt_state.*count.* the configuration needs none": state._replace(opt_state=()),
+    }
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        for message, template in others.items():
+            with pytest.raises(UserError, match=message) as caught:
+                checkpoints.restore_latest(template)
+            assert "it is a checkpoint of another configuration" in str(caught.value)
+            with pytest.raises(UserError, match=message):
+                checkpoints.restore(0, template)
+        assert_same_bytes(checkpoints.restore_latest(state)[0], state)
+    assert said == []
+
+
+def test_a_damaged_checkpoint_that_is_asked_for_is_an_error_of_one_line(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(1), progress_at(1, 0.5))
+    damage(tmp_path, 1)
+    with (
+        Checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(UserError, match=r"checkpoints/1 is damaged .*restore it from a copy"),
+    ):
+        checkpoints.restore(1, state_at(0))
+
+
+def test_the_sound_checkpoint_behind_a_damaged_one_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging, "warning", lambda *_: None)
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2, 5):
+            checkpoints.save(state_at(step), progress_at(step))
+    damage(tmp_path, 5)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(state_at(0))[1].epoch == 2
+        checkpoints.save(state_at(3), progress_at(3))
+    # The newest two that can be read, and the damaged one until the run comes to its step.
+    assert steps_in(tmp_path) == [2, 3, 5]
 
 
 def test_a_file_in_the_folders_place_is_an_error(tmp_path):
