@@ -1,6 +1,7 @@
 """Files written as a whole and opened with one line for what is wrong."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -9,10 +10,16 @@ import stat
 from collections.abc import Iterator
 from typing import IO
 
+from absl import logging
+
 from aadml_jax.errors import UserError
 
 # A path object of gs://bucket/run has lost the second slash.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+_KNOWS_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+# Over NFS, where flock is made of POSIX locks, it may be EACCES.
+_HELD_BY_ANOTHER = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 
 
 def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -115,25 +122,35 @@ def held_lock(
 ) -> Iterator[IO[str]]:
     """Keeps other processes from doing the same; a killed holder lets go.
 
+    Where the file system knows no locks, as many network mounts, a warning says so, and the context
+    is entered all the same.
+
     Args:
       path: Of the lock file, made if need be.
-      what: Beginning of the message, such as "FOLDER is".
+      what: Beginning of the messages, such as "FOLDER is".
       remedy: Its end.
 
     Returns:
       The lock file, for use within the context.
 
     Raises:
-      UserError: Another process holds it, or the file system knows no locks.
+      UserError: Another process holds it, or the lock fails.
       OSError: The file can't be made.
     """
     with open(path, "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{what} in use by another process; wait for it, or {remedy}") from None
         except OSError as error:
-            raise UserError(
-                f"{what} on a file system that cannot lock files ({error.strerror}); {remedy}"
-            ) from None
+            if error.errno in _HELD_BY_ANOTHER:
+                raise UserError(
+                    f"{what} in use by another process; wait for it, or {remedy}"
+                ) from None
+            if error.errno not in _KNOWS_NO_LOCKS:
+                raise UserError(f"{what} not to be locked ({error.strerror}); {remedy}") from None
+            logging.warning(
+                "%s on a file system that cannot lock files (%s): nothing keeps another process "
+                "from using it at the same time; see to it that none does",
+                what,
+                error.strerror,
+            )
         yield lock

@@ -69,7 +69,8 @@ def require_absent(path: str | os.PathLike[str]) -> None:
 
 
 def _write(dataset: RetrievalDataset, path: pathlib.Path) -> None:
-    with h5py.File(path, "w") as file:
+    # The staging folder is this process's own, and some file systems know no locks.
+    with h5py.File(path, "w", locking=False) as file:
         if dataset.class_names:
             file[CLASS_NAMES_KEY] = list(dataset.class_names)
         for name, split in zip(SPLITS, (dataset.train, dataset.test), strict=True):

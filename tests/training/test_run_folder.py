@@ -1,7 +1,9 @@
 """The run folder: lock, whole files, and a log in which no line is lost or doubled."""
 
+import errno
 import fcntl
 import json
+import os
 import subprocess
 import sys
 
@@ -126,12 +128,36 @@ def test_a_log_of_something_else_is_refused_and_stays(tmp_path):
         assert (folder.path / METRICS_FILE).read_text() == text
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_a_folder_is_used_after_a_warning(tmp_path, monkeypatch, caplog, number):
     def refuse(*_):
-        raise OSError(95, "Operation not supported")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(UserError, match=r"cannot lock files \(Operation not supported\)"):
+    with RunFolder(tmp_path) as folder:
+        require_same_folder(folder)
+        assert folder.mark() == folder.read_mark()
+        folder.write_json("x.json", {"a": 1})
+    (said,) = caplog.messages
+    assert said.startswith(f"--workdir={tmp_path} is on a file system that cannot lock files")
+    assert os.strerror(number) in said and "\n" not in said
+
+
+def test_a_lock_that_fails_otherwise_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"is not to be locked \(Input/output error\); choose"):
+        RunFolder(tmp_path)
+
+
+def test_a_lock_that_another_holds_over_a_network_is_in_use(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match="in use by another process"):
         RunFolder(tmp_path)
 
 
