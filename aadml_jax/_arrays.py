@@ -3,6 +3,7 @@
 Messages print the shapes, because a wrong axis is the usual culprit.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -39,14 +40,61 @@ def as_embeddings(a: Any, b: Any) -> tuple[Array, Array]:
     return a, b
 
 
+def as_given(argument: Any, name: str) -> Array | np.ndarray:
+    """A JAX array as it is, anything else as NumPy reads it, before JAX narrows it to 32 bits.
+
+    Reads whatever NumPy does: numbers, lists, a pandas.Series, a torch.Tensor.
+    """
+    if isinstance(argument, jax.Array | np.ndarray):
+        return argument
+    try:
+        return np.asarray(argument)
+    except jax.errors.TracerArrayConversionError:  # a list of traced numbers
+        return jnp.asarray(argument)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read as an array: {error}") from None
+
+
+def known_values(given: Array | np.ndarray) -> np.ndarray | None:
+    """The values of an array; None while they are traced, or where other processes hold them."""
+    if isinstance(given, jax.core.Tracer):
+        return None
+    if isinstance(given, jax.Array) and not given.is_fully_addressable:
+        return None
+    return np.asarray(given)
+
+
+def _is_integer(given: Array | np.ndarray) -> bool:
+    # NumPy counts time spans among the integers.
+    return jnp.issubdtype(given.dtype, jnp.integer) and given.dtype.kind != "m"
+
+
+def _check_zeros_and_ones(given: Array | np.ndarray, name: str, remedy: str) -> None:
+    """Checks the values, where they are known; booleans cost nothing."""
+    values = None if given.dtype == bool else known_values(given)
+    if values is None:
+        return
+    is_wrong = (values != 0) & (values != 1)
+    if np.any(is_wrong):
+        place = tuple(int(i) for i in np.unravel_index(np.argmax(is_wrong), values.shape))
+        raise ValueError(
+            f"{name} of shape {values.shape} must hold 0 and 1 alone; "
+            f"got {values[place]} at {list(place)}; {remedy}"
+        )
+
+
 def as_mask(mask: Any, shape: tuple[int, ...], name: str) -> Array:
-    """Checks that `mask` is boolean (or integer, non-zero is true) and has `shape`."""
-    mask = jnp.asarray(mask)
-    if mask.dtype != jnp.bool_ and not jnp.issubdtype(mask.dtype, jnp.integer):
-        raise ValueError(f"{name} must be bool; got {mask.dtype} of shape {mask.shape}")
-    if mask.shape != shape:
-        raise ValueError(f"{name} has shape {mask.shape}, but the pairs have shape {shape}")
-    return mask.astype(bool)
+    """Checks that `mask` has `shape` and is boolean, or integers of exactly 0 and 1.
+
+    While integers are traced, their values cannot be checked: any but 0 is true.
+    """
+    given = as_given(mask, name)
+    if given.dtype != bool and not _is_integer(given):
+        raise ValueError(f"{name} must be bool; got {given.dtype} of shape {given.shape}")
+    if given.shape != shape:
+        raise ValueError(f"{name} has shape {given.shape}, but the pairs have shape {shape}")
+    _check_zeros_and_ones(given, name, "compare it with what counts as true, as in grades > 1")
+    return jnp.asarray(given).astype(bool)
 
 
 def as_pairs(values: Any, relevance: Any, where: Any, name: str) -> tuple[Array, Array, Array]:
@@ -73,23 +121,135 @@ def as_pairs(values: Any, relevance: Any, where: Any, name: str) -> tuple[Array,
     return jnp.where(where, values, 0), relevance & where, ~relevance & where
 
 
-def as_scalar(value: Any, dtype: Any, name: str) -> Array:
-    """Checks that a margin, temperature or the like is a scalar (possibly traced); casts it."""
-    value = jnp.asarray(value, dtype=dtype)
-    if value.ndim:
-        raise ValueError(f"{name} must be a scalar; got shape {value.shape}")
-    return value
+def check_scalar(
+    value: Any,
+    dtype: Any,
+    name: str,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+) -> None:
+    """Checks that a margin, temperature or the like is a real scalar, and its value if known.
+
+    Args:
+      value: a number, or an array without axes, possibly traced.
+      dtype: floating, in which it is used.
+      name: what it is called in messages.
+      above: what it must exceed; numbers that `dtype` holds as 0, such as its subnormal ones, do
+        not exceed 0.
+      least: what it must reach.
+
+    Raises:
+      ValueError: if it is no real scalar; unless traced, if it is NaN, infinite or too small.
+    """
+    given = as_given(value, name)
+    if given.ndim:
+        raise ValueError(f"{name} must be a scalar; got shape {given.shape}")
+    if not (_is_integer(given) or jnp.issubdtype(given.dtype, jnp.floating)):
+        raise ValueError(f"{name} must be a real number; got {value!r}")
+    known = known_values(given)
+    if known is None:
+        return
+    dtype = jnp.dtype(dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        held = known.astype(dtype)
+    held = np.where(np.abs(held) < jnp.finfo(dtype).tiny, 0, held)
+    in_words = f"{known}"
+    if held != known and (held == 0 or np.isinf(held)):
+        in_words += f", which {dtype} holds as {held}"
+    if above is not None and not held > above:
+        raise ValueError(f"{name} must be above {above:g}; got {in_words}")
+    if least is not None and not held >= least:
+        raise ValueError(f"{name} must be at least {least:g}; got {in_words}")
+    if not np.isfinite(held):
+        raise ValueError(f"{name} must be finite; got {in_words}")
 
 
-def as_labels(labels: Any) -> Array:
-    """`labels` as a JAX array; NumPy's 64-bit class numbers must fit into what JAX holds."""
-    array = jnp.asarray(labels)
-    if isinstance(labels, np.ndarray) and not np.array_equal(labels, labels.astype(array.dtype)):
+def as_scalar(value: Any, dtype: Any, name: str, *, above: float | None = None) -> Array:
+    """`value` in the floating `dtype`, checked as by `check_scalar`."""
+    check_scalar(value, dtype, name, above=above)
+    return jnp.asarray(value, dtype=dtype)
+
+
+def as_labels(labels: Any, *, num_classes: int | None = None, dtype: Any = None) -> Array:
+    """Checks that `labels` are class numbers [N] or multi-hot rows [N, C]; returns them.
+
+    Class numbers are of any integer dtype, but must fit into what JAX holds: 32 bits unless
+    jax_enable_x64 is set. Multi-hot rows are bool, or exactly 0 and 1 in any dtype. A column [N, 1]
+    that is not bool is taken for class numbers of the wrong shape, whatever its values.
+
+    Dtypes and shapes are always checked, values where they are known: those of NumPy, lists and
+    whatever else NumPy reads, and of JAX arrays, but not of traced ones.
+
+    Args:
+      labels: to be checked. Of an array that has neither one axis nor two, all is left to the
+        caller, who knows which shape is wanted.
+      num_classes: C; class numbers must then be in 0 … C − 1.
+      dtype: integer, into which class numbers must fit; default as JAX would hold them.
+
+    Raises:
+      ValueError: for anything else, with the first value that is wrong.
+    """
+    given = as_given(labels, "labels")
+    is_integer = _is_integer(given)
+    if not (is_integer or given.dtype == bool or jnp.issubdtype(given.dtype, jnp.floating)):
         raise ValueError(
-            f"class numbers of {labels.dtype} and shape {labels.shape} do not fit into "
-            f"{array.dtype}; number the classes from 0, or enable jax_enable_x64"
+            "labels must be class numbers, integers [N], or multi-hot rows of 0 and 1 [N, C]; "
+            f"got {given.dtype} of shape {given.shape}"
         )
-    return array
+    if given.ndim == 1:
+        if not is_integer:
+            raise ValueError(
+                f"class numbers must be integers; got {given.dtype} of shape {given.shape}"
+            )
+        _check_class_numbers(given, num_classes, dtype)
+    elif given.ndim == 2:
+        if given.shape[1] == 1 and given.dtype != bool:
+            raise ValueError(
+                f"labels of shape {given.shape} are a column of class numbers; pass labels[:, 0] "
+                "(multi-hot rows of a single class must be bool)"
+            )
+        _check_zeros_and_ones(
+            given, "multi-hot labels", "decide which classes count, as in labels > 0.5"
+        )
+    return jnp.asarray(given)
+
+
+def _check_class_numbers(
+    given: Array | np.ndarray, num_classes: int | None, dtype: Any = None
+) -> None:
+    holder = "the memory's " if dtype is not None else ""
+    limits = jnp.iinfo(jax.dtypes.canonicalize_dtype(given.dtype) if dtype is None else dtype)
+    own = jnp.iinfo(given.dtype)
+    may_not_fit = own.min < limits.min or own.max > limits.max
+    if not given.shape[0] or not (may_not_fit or num_classes is not None):
+        return
+    values = known_values(given)
+    if values is None:
+        return
+    if int(values.min()) < limits.min or int(values.max()) > limits.max:
+        raise ValueError(
+            f"class numbers of {values.dtype} and shape {values.shape} do not fit into "
+            f"{holder}{limits.dtype}; number the classes from 0"
+            + ("" if holder else ", or enable jax_enable_x64")
+        )
+    if num_classes is not None:
+        is_wrong = (values < 0) | (values >= num_classes)
+        if np.any(is_wrong):
+            row = int(np.argmax(is_wrong))
+            raise ValueError(
+                f"class numbers must be in 0 … {num_classes - 1} for {num_classes} classes; "
+                f"got {values[row]} in row {row} of labels of shape {values.shape}"
+            )
+
+
+def without_impossible(values: Array, negatives: Array) -> tuple[Array, Array]:
+    """Similarities and negatives without those at −∞, which add nothing to any sum of exponentials.
+
+    They are cleared, since 0 · ∞ would be NaN in the derivative by a temperature.
+    """
+    is_impossible = negatives & (values == -jnp.inf)
+    return jnp.where(is_impossible, 0, values), negatives & ~is_impossible
 
 
 def reduce_rows(per_row: Array, reduce_fn: ReduceFn) -> Array:
@@ -114,24 +274,40 @@ def masked_row_mean(values: Array, mask: Array) -> Array:
 def row_logsumexp(values: Array, mask: Array) -> Array:
     """Log Σ exp over the true entries of each row [N]; −∞ with derivative 0 for a row without any.
 
-    softplus of it is log(1 + Σ exp), which is 0 for such a row.
+    softplus of it is log(1 + Σ exp), which is 0 for such a row. Entries of −∞ add nothing, like
+    those outside `mask`; one of ∞ gives ∞, where there is no derivative.
     """
-    is_empty = ~jnp.any(mask, axis=1)
     largest = jnp.max(jax.lax.stop_gradient(values), axis=1, initial=-jnp.inf, where=mask)
-    shift = jnp.where(is_empty, 0, largest)
+    is_empty = largest == -jnp.inf
+    shift = jnp.where(jnp.isinf(largest), 0, largest)
     # Cleared before exp as well: an entry outside the mask may be far above the largest within.
     exponents = jnp.where(mask, values - shift[:, None], -jnp.inf)
     total = jnp.sum(jnp.exp(exponents), axis=1)
     return jnp.where(is_empty, -jnp.inf, jnp.log(jnp.where(is_empty, 1, total)) + shift)
 
 
-def check_count(value: int, name: str, shape: tuple[int, ...]) -> int:
-    """Checks that a static count such as k is an int of at least 1; `shape` is for the message."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
-        raise ValueError(
-            f"{name} must be an integer of at least 1; got {value!r} for an array of shape {shape}"
-        )
-    return value.__index__()
+def check_count(
+    value: Any, name: str, shape: tuple[int, ...] | None = None, *, least: int = 1
+) -> int:
+    """Checks that a static count such as k is an integer, large enough, and returns it as an int.
+
+    Args:
+      value: an int, a NumPy integer or an array without axes of one.
+      name: what it is called in the message.
+      shape: of the array that it is for, for the message.
+      least: the smallest value that can be.
+    """
+    is_bool = isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
+    try:
+        count = None if is_bool else operator.index(value)
+    except jax.errors.TracerIntegerConversionError:
+        raise  # it tells how to make the argument static
+    except TypeError:
+        count = None
+    if count is None or count < least:
+        of_what = "" if shape is None else f" for an array of shape {shape}"
+        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}{of_what}")
+    return count
 
 
 def rows_of_share(share: int, axis_name: str | None) -> Array:

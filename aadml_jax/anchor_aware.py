@@ -13,31 +13,122 @@ weights sum to 1, so it returns the anchor unchanged.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, as_float, as_same_float, as_scalar, check_count
+from aadml_jax._arrays import (
+    Array,
+    as_float,
+    as_given,
+    as_same_float,
+    as_scalar,
+    check_count,
+    known_values,
+)
 from aadml_jax.graphs import anchor_rows, correlation_graph
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
+# Where logits are that far apart, weights are 0 and 1.
+_LARGE_LOGIT = 2.0**60
+
+
+def _unit_anchors(anchors: Array) -> tuple[Array, Array, float]:
+    """Anchors [R, D] divided by powers of two, [R, 1] and a number, which makes no rounding error.
+
+    Their entries are below 1 / (2 D), so that products with anything finite are finite too.
+    """
+    limits = jnp.finfo(anchors.dtype)
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(anchors)), axis=1, keepdims=True, initial=0)
+    # Its reciprocal must be a normal number too, as that of 2¹²⁶ is in float32.
+    exponent = jnp.clip(jnp.frexp(largest)[1], limits.minexp // 2, -limits.minexp)
+    unit = jnp.ldexp(jnp.ones_like(largest), exponent)
+    room = 2.0 ** math.ceil(math.log2(8 * max(anchors.shape[1], 1)))
+    return anchors / unit / room, unit, room
+
+
+def _logits(products: Array, unit: Array, room: float, scale: Array) -> Array:
+    """Products · unit · room / scale, cut off where the weights are 0 and 1 in any case."""
+    most = 2 * _LARGE_LOGIT * jax.lax.stop_gradient(scale)
+    return jnp.clip(products * unit * room, -most, most) / scale
+
+
+# In both attentions a softmax whose logits might overflow is moved along, which it does not feel,
+# so that the largest is 0. Of the anchor 1e20:
+#
+#     products with [3e20, 1e20, 2e20]  →  [0, −2e40, −1e40], cut off by `_logits`.
+#
+# Where nothing is moved, no bit is another: all divisors are powers of two.
+
+
 def _attend_neighbors(anchors: Array, neighbors: Array, mask: Array, scale: Array) -> Array:
-    logits = jnp.einsum("rd,rkd->rk", anchors, neighbors, precision=_HIGHEST) / scale
+    divided, unit, room = _unit_anchors(anchors)
+    products = jnp.einsum("rd,rkd->rk", divided, neighbors, precision=_HIGHEST)
+    constant = jax.lax.stop_gradient(products)
+    largest = jnp.max(jnp.abs(constant), axis=1, keepdims=True, initial=0, where=mask)
+    is_large = largest * unit * room / scale > _LARGE_LOGIT
+    place = jnp.argmax(jnp.where(mask, constant, -jnp.inf), axis=1, keepdims=True)
+    is_top = jnp.arange(mask.shape[1], dtype=place.dtype)[None, :] == place
+    top = jnp.sum(jnp.where(is_top, constant, 0), axis=1, keepdims=True)
+    # The largest less itself is 0, even if a compiler computes `top` again with other rounding.
+    top = jnp.where(is_large, jnp.where(is_top, constant, top), 0)
+    logits = _logits(products - top, unit, room, scale)
     weights = jax.nn.softmax(logits, axis=1, where=mask)
     return jnp.einsum("rk,rkd->rd", weights, neighbors, precision=_HIGHEST)
 
 
 def _attend_channels(anchors: Array, neighbors: Array, mask: Array, scale: Array) -> Array:
-    logits = anchors[:, None, :, None] * neighbors[:, :, None, :]
-    weights = jax.nn.softmax(logits / scale, axis=-1)
-    per_pair = jnp.einsum("rkce,re->rkc", weights, anchors, precision=_HIGHEST)
+    divided, unit, room = _unit_anchors(anchors)
+    halves, room = neighbors / 2, 2 * room
+    channels, units = divided[:, None, :, None], unit[:, :, None, None]  # [R, 1, D or 1, 1]
+    # Taken from the neighbours, halved since their difference might overflow: a difference of
+    # products may be rounded before and after, and then the largest is not 0.
+    keys = jax.lax.stop_gradient(halves)
+    highest, lowest = (f(keys, axis=2)[:, :, None, None] for f in (jnp.max, jnp.min))
+    largest = jnp.abs(channels) * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
+    is_large = jax.lax.stop_gradient(largest) * units * room / scale > _LARGE_LOGIT
+    top = jnp.where(is_large, jnp.where(channels > 0, highest, lowest), 0)
+    logits = _logits(channels * (halves[:, :, None, :] - top), units, room, scale)
+    weights = jax.nn.softmax(logits, axis=-1)
+    # Divided, since the sum over the pairs might overflow.
+    per_pair = jnp.einsum("rkce,re->rkc", weights, anchors / unit, precision=_HIGHEST)
     total = jnp.sum(jnp.where(mask[:, :, None], per_pair, 0), axis=1)
-    return total / jnp.sum(mask, axis=1, keepdims=True).astype(total.dtype)
+    return total / jnp.sum(mask, axis=1, keepdims=True).astype(total.dtype) * unit
 
 
 _ATTENTIONS = {"neighbor": _attend_neighbors, "channel": _attend_channels}
+
+
+def check_neighbors(
+    num_neighbors: Any, max_neighbors: Any, shape: tuple[int, ...] | None = None
+) -> int:
+    """Checks k, alone or traced with a maximum, and returns how many places a graph needs for it.
+
+    Args:
+      num_neighbors: k.
+      max_neighbors: the largest k, or None, where k must be static.
+      shape: of the embeddings, for messages.
+
+    Raises:
+      ValueError: for a k that is no integer or, unless traced, not in 1 … `max_neighbors`; or for a
+        maximum that is no integer of at least 1.
+    """
+    if max_neighbors is None:
+        return check_count(num_neighbors, "num_neighbors", shape)
+    places = check_count(max_neighbors, "max_neighbors", shape)
+    given = as_given(num_neighbors, "num_neighbors")
+    if isinstance(given, jax.Array) and not jnp.issubdtype(given.dtype, jnp.integer):
+        raise ValueError(f"num_neighbors must be an integer; got {given.dtype}")
+    if given.ndim:
+        raise ValueError(f"num_neighbors must be a scalar; got shape {given.shape}")
+    if known_values(given) is not None:
+        k = check_count(num_neighbors, "num_neighbors", shape)
+        if k > places:
+            raise ValueError(f"num_neighbors={k} exceeds max_neighbors={places}")
+    return places
 
 
 def anchor_aware_proxies(
@@ -70,7 +161,7 @@ def anchor_aware_proxies(
       labels: class numbers [N] or multi-hot [N, C]; unused with `same_class=False`.
       num_neighbors: k ≥ 1 with the anchor counted. With k = 1, `"neighbor"` returns the
         embeddings unchanged: the method without AA. May be traced (to sweep it by `vmap`) if
-        `max_neighbors` is given.
+        `max_neighbors` is given; a traced k below 1 then acts as 1, one above as the maximum.
       attention: `"neighbor"` or `"channel"`, see the module's docstring.
       same_class: whether only samples that share a class with the anchor can be neighbours.
       rows: int [R], the anchors wanted; default all N.
@@ -84,11 +175,14 @@ def anchor_aware_proxies(
         masked.
 
     Returns:
-      [R, D], in the embeddings' dtype raised to at least float32.
+      [R, D], in the embeddings' dtype raised to at least float32; finite for any finite embeddings,
+      those too whose products overflow. So is the gradient as long as sums over D of an embedding
+      times the proxy's gradient do not.
 
     Raises:
-      ValueError: for k < 1 or beyond `max_neighbors`, a temperature of 0 or below (where they are
-        not traced), an unknown attention or shapes that do not fit.
+      ValueError: for k < 1 or beyond `max_neighbors`, a temperature that is not finite and above 0
+        (where they are not traced), an unknown attention, labels as `same_label` refuses them, or
+        shapes that do not fit.
     """
     embeddings = as_float(embeddings)
     if attention not in _ATTENTIONS:
@@ -96,18 +190,8 @@ def anchor_aware_proxies(
             f"attention must be one of {sorted(_ATTENTIONS)}; got {attention!r} for embeddings of "
             f"shape {embeddings.shape}"
         )
-    if isinstance(temperature, int | float) and not temperature > 0:
-        raise ValueError(f"temperature must be above 0; got {temperature}")
-    if max_neighbors is None:
-        places = check_count(num_neighbors, "num_neighbors", embeddings.shape)
-    else:
-        places = check_count(max_neighbors, "max_neighbors", embeddings.shape)
-        if not isinstance(num_neighbors, jax.Array):
-            k = check_count(num_neighbors, "num_neighbors", embeddings.shape)
-            if k > places:
-                raise ValueError(f"num_neighbors={k} exceeds max_neighbors={places}")
-        elif not jnp.issubdtype(num_neighbors.dtype, jnp.integer):
-            raise ValueError(f"num_neighbors must be an integer; got {num_neighbors.dtype}")
+    temperature = as_scalar(temperature, embeddings.dtype, "temperature", above=0)
+    places = check_neighbors(num_neighbors, max_neighbors, embeddings.shape)
     if embeddings.shape[0]:  # places beyond the batch are masked and would only cost memory
         places = min(places, embeddings.shape[0] + (references is not None))
     if references is not None:
@@ -130,7 +214,9 @@ def anchor_aware_proxies(
     neighbors = jnp.concatenate([anchors[:, None], others], axis=1)
     mask = graph.mask
     if max_neighbors is not None:
-        k = as_scalar(num_neighbors, jnp.int32, "num_neighbors")
+        k = jnp.asarray(num_neighbors)
+        # Place 0 stays in any case. Cut before the cast: an unsigned k may exceed an int32.
+        k = jnp.clip(k, 1, min(places, jnp.iinfo(k.dtype).max)).astype(jnp.int32)
         mask = mask & (jnp.arange(places, dtype=jnp.int32) < k)[None, :]
-    scale = as_scalar(temperature, anchors.dtype, "temperature") * math.sqrt(anchors.shape[1])
+    scale = temperature.astype(anchors.dtype) * math.sqrt(anchors.shape[1])
     return _ATTENTIONS[attention](anchors, neighbors, mask, scale)

@@ -71,7 +71,7 @@ def correlation_graph(
       the remaining places are masked: index of the anchor, weight 0.
 
     Raises:
-      ValueError: for k < 1 or shapes that do not fit.
+      ValueError: for k < 1, labels as `same_label` refuses them, or shapes that do not fit.
     """
     embeddings = as_float(embeddings)
     k = check_count(num_neighbors, "num_neighbors", embeddings.shape)

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from aadml_jax._arrays import Array, as_labels, check_count
 
@@ -74,13 +73,14 @@ def update_memory(memory: Memory, embeddings: Array, labels: Array) -> Memory:
       memory: from `init_memory` or an earlier call.
       embeddings: [B, D]; no gradient flows into the memory. Of more than `size` rows the last
         `size` are kept.
-      labels: class numbers [B].
+      labels: class numbers [B], of any integer dtype.
 
     Returns:
       The new memory; the one passed in is unchanged.
 
     Raises:
-      ValueError: for shapes that do not fit, or labels that are not class numbers.
+      ValueError: for shapes that do not fit, labels that are not class numbers, or, unless traced,
+        class numbers that the memory's dtype cannot hold.
 
     >>> import jax.numpy as jnp
     >>> memory = init_memory(3, 1)
@@ -90,20 +90,13 @@ def update_memory(memory: Memory, embeddings: Array, labels: Array) -> Memory:
     [1.   0.5  0.75] [7 5 6]
     """
     memory = jax.tree.map(jnp.asarray, memory)  # a restored one holds NumPy arrays
-    if isinstance(labels, np.ndarray) and np.any(labels != labels.astype(memory.labels.dtype)):
-        raise ValueError(
-            f"class numbers of {labels.dtype} and shape {labels.shape} do not fit into the "
-            f"memory's {memory.labels.dtype}; number the classes from 0"
-        )
-    embeddings, labels = jnp.asarray(embeddings), as_labels(labels)
+    embeddings, labels = jnp.asarray(embeddings), as_labels(labels, dtype=memory.labels.dtype)
     size, dim = memory.embeddings.shape
     if embeddings.ndim != 2 or embeddings.shape[1] != dim or labels.shape != embeddings.shape[:1]:
         raise ValueError(
             f"embeddings [B, {dim}] and labels [B] are needed for a memory of shape "
             f"{memory.embeddings.shape}; got {embeddings.shape} and {labels.shape}"
         )
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"class numbers must be integers; got {labels.dtype} of {labels.shape}")
     num_new = embeddings.shape[0]
     skipped = max(0, num_new - size)
     kept = jnp.arange(skipped, num_new, dtype=jnp.int32)

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from aadml_jax import losses, similarity
-from aadml_jax._arrays import Array, as_labels, as_same_float, rows_of_share
-from aadml_jax.anchor_aware import anchor_aware_proxies
+from aadml_jax._arrays import Array, as_labels, as_same_float, check_scalar, rows_of_share
+from aadml_jax.anchor_aware import anchor_aware_proxies, check_neighbors
 
 
 class MetricLoss(NamedTuple):
@@ -87,7 +87,10 @@ def _squared_label_loss(outputs: Array, targets: Array) -> Array:
 
 def _cross_entropy_label_loss(outputs: Array, targets: Array) -> Array:
     shares = targets / jnp.maximum(jnp.sum(targets, axis=1, keepdims=True), 1)
-    return -jnp.mean(jnp.sum(shares * jax.nn.log_softmax(outputs, axis=1), axis=1))
+    log_posteriors = jax.nn.log_softmax(outputs, axis=1)
+    # One of −∞, of outputs that are 3e38 apart, is nothing to the other classes' share.
+    surprises = jnp.where(targets > 0, shares * log_posteriors, 0)
+    return -jnp.mean(jnp.sum(surprises, axis=1))
 
 
 LABEL_LOSSES: dict[str, Callable[[Array, Array], Array]] = {
@@ -128,8 +131,14 @@ class ObjectiveOptions:
       label_loss: `"squared"`, the squared Euclidean distance to the one-hot or multi-hot label,
         summed over classes and averaged over the batch; or `"cross_entropy"` of the softmax, whose
         target is shared equally among the classes of a clip.
-      label_weight: factor of the label losses.
-      metric_weight: factor of the metric losses.
+      label_weight: factor of the label losses, at least 0.
+      metric_weight: factor of the metric losses, at least 0.
+
+    Raises:
+      ValueError: for an unknown name, options that do not go together, or, unless traced, a number
+        that cannot be: one that is not finite, a weight below 0, k below 1 or beyond
+        `max_neighbors`, or 0 or below for a temperature, alpha, gamma or a beta that multiplies an
+        exponent, which it does in all losses but `"margin"`.
     """
 
     loss: str = "triplet"
@@ -155,7 +164,7 @@ class ObjectiveOptions:
     metric_weight: float | Array = 1.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an unknown name, or options that do not go together."""
+        """Checks each option, and that all go together."""
         for field, known in (
             ("loss", METRIC_LOSSES),
             ("distance", DISTANCES),
@@ -169,6 +178,15 @@ class ObjectiveOptions:
                 )
         if contradiction := conflict(self):
             raise ValueError(contradiction)
+        dtype = jnp.result_type(float)
+        for name in LOSS_PARAMETERS:
+            if getattr(self, name) is not None:
+                above = 0 if name in positive_parameters(self.loss) else None
+                check_scalar(getattr(self, name), dtype, name, above=above)
+        check_scalar(self.attention_temperature, dtype, "attention_temperature", above=0)
+        check_neighbors(self.num_neighbors, self.max_neighbors)
+        for name in ("label_weight", "metric_weight"):
+            check_scalar(getattr(self, name), dtype, name, least=0)
 
     def loss_parameters(self) -> dict[str, Any]:
         """The metric loss's parameters by name, its own values where none are set."""
@@ -176,6 +194,15 @@ class ObjectiveOptions:
             name: default if getattr(self, name) is None else getattr(self, name)
             for name, default in METRIC_LOSSES[self.loss].parameters.items()
         }
+
+
+def positive_parameters(loss: str) -> frozenset[str]:
+    """Which of a loss's parameters must be above 0: those that multiply or divide exponents.
+
+    The margin loss's beta is a distance.
+    """
+    names = {"temperature", "alpha", "gamma"} | ({"beta"} if loss != "margin" else set())
+    return frozenset(names & set(METRIC_LOSSES[loss].parameters))
 
 
 def conflict(options: Any) -> str | None:
@@ -228,7 +255,10 @@ def aadml_objective(
     Args:
       audio: the audio tower's outputs P [B, C].
       visual: the visual tower's outputs P [B, C] of the same clips.
-      labels: class numbers in 0 … C − 1, integer [B], or multi-hot [B, C].
+      labels: class numbers in 0 … C − 1, integer [B], or multi-hot [B, C], bool or exactly 0 and 1.
+        A row of zeros is a clip of no class: it has no positives, its cross-entropy is 0, and the
+        squared label loss pulls its outputs to 0. The values of traced labels cannot be checked; a
+        class number outside is then a clip of no class.
       class_proxies: [C, C], one row per class, for losses on class proxies; None stands for the
         one-hot vectors, which are the classes' own places in label space.
       options: what the objective is made of; None is `ObjectiveOptions()`.
@@ -241,13 +271,19 @@ def aadml_objective(
       `metric_loss_audio_to_audio`, `metric_loss_visual_to_visual`. Losses on class proxies have
       `metric_loss_classes_to_audio` and `metric_loss_classes_to_visual` instead of these.
 
+    Outputs of any finite size give a finite gradient with the defaults. The squared label loss of
+    outputs beyond 1e19 is infinite in float32, and so are losses on the squared Euclidean distance.
+
     Raises:
-      ValueError: for an unknown option or shapes that do not fit.
+      ValueError: for shapes that do not fit; for labels as `same_label` refuses them; for class
+        numbers outside 0 … C − 1, unless traced.
     """
     options = options or ObjectiveOptions()
     audio, visual = as_same_float(audio, visual)
-    labels = as_labels(labels)
-    if audio.ndim != 2 or audio.shape != visual.shape or labels.shape[:1] != audio.shape[:1]:
+    is_matrix = audio.ndim == 2
+    labels = as_labels(labels, num_classes=audio.shape[1] if is_matrix else None)
+    has_labels = labels.ndim in (1, 2) and labels.shape[:1] == audio.shape[:1]
+    if not is_matrix or audio.shape != visual.shape or not has_labels:
         raise ValueError(
             "audio [B, C], visual [B, C] and labels [B] or [B, C] are needed; "
             f"got {audio.shape}, {visual.shape} and {labels.shape}"

@@ -32,9 +32,13 @@ def _unit_rows(x: Array) -> Array:
     Dividing by the largest entry first keeps the squares in range for rows of any length. The
     result does not depend on that scale, so its derivative is exact with the scale held constant.
     """
+    limits = jnp.finfo(x.dtype)
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, keepdims=True, initial=0))
-    is_zero = scale == 0
-    scaled = jnp.where(is_zero, 0, x) / jnp.where(is_zero, 1, scale)
+    is_zero = scale < limits.tiny
+    # XLA divides by multiplying with the reciprocal, and takes that of 3e38, 3e-39, for 0.
+    shrink = jnp.where(scale > 2.0 ** (limits.maxexp // 2), 2.0 ** -(limits.maxexp // 2), 1)
+    shrink = shrink.astype(x.dtype)
+    scaled = jnp.where(is_zero, 0, x) * shrink / jnp.where(is_zero, 1, scale * shrink)
     squares = jnp.sum(jnp.square(scaled), axis=1, keepdims=True)
     return scaled / jnp.sqrt(jnp.where(is_zero, 1, squares))
 
@@ -49,7 +53,10 @@ def cosine_similarity(a: Array, b: Array) -> Array:
       b: references [M, D].
 
     Returns:
-      [N, M]. A zero row has no direction: its similarities and its gradient are 0.
+      [N, M]. A zero row has no direction: its similarities and its gradient are 0. So are those of
+      a row without a normal number, all below 1.2e-38 in float32; a subnormal entry beside normal
+      ones may count as 0. XLA takes such numbers for 0 on a CPU, in gradients too: that of a row of
+      length ℓ is about 1/ℓ, so that of the longest rows, from about 1e37 on, may be 0.
 
     Raises:
       ValueError: if the shapes are not [N, D] and [M, D].
@@ -195,23 +202,68 @@ def cosine_distance(a: Array, b: Array) -> Array:
     return 1 - cosine_similarity(a, b)
 
 
-@jax.custom_jvp
-@jax.jit  # op by op, the differences would be stored: N×M×D numbers
-def _sum_of_squared_differences(a: Array, b: Array) -> Array:
+def _squares(a: Array, b: Array) -> Array:
     return jnp.sum(jnp.square(a[:, None, :] - b[None, :, :]), axis=-1)
 
 
-@_sum_of_squared_differences.defjvp
-def _sum_of_squared_differences_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _half_derivative_of_squares(a: Array, b: Array, a_dot: Array, b_dot: Array) -> Array:
+    """Σ_c (a_ic − b_jc) (ȧ_ic − ḃ_jc) for each pair [N, M]."""
     # Reverse mode through the differences would store them, N×M×D numbers. Matrix products need
     # neither that memory nor its time; moving the origin into the data spares them most of the
     # cancellation.
-    (a, b), (a_dot, b_dot) = primals, tangents
     origin = jnp.mean(jax.lax.stop_gradient(b), axis=0, keepdims=True) if b.shape[0] else 0
     a_near, b_near = a - origin, b - origin
     of_anchors = jnp.sum(a_near * a_dot, axis=1)[:, None] - _products(a_dot, b_near)
     of_references = jnp.sum(b_near * b_dot, axis=1)[None, :] - _products(a_near, b_dot)
-    return _sum_of_squared_differences(a, b), 2 * (of_anchors + of_references)
+    return of_anchors + of_references
+
+
+@jax.custom_jvp
+@jax.jit  # op by op, the differences would be stored: N×M×D numbers
+def _sum_of_squared_differences(a: Array, b: Array) -> Array:
+    return _squares(a, b)
+
+
+@_sum_of_squared_differences.defjvp
+def _sum_of_squared_differences_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return _sum_of_squared_differences(*primals), 2 * _half_derivative_of_squares(
+        *primals, *tangents
+    )
+
+
+def _shrinking(dtype: jnp.dtype) -> float:
+    """A power of two by which any two points may be scaled to be squared: 2⁻⁸⁰ in float32.
+
+    A pair whose squares overflow is so far apart that those of the scaled pair do not underflow.
+    """
+    return 2.0 ** -(jnp.finfo(dtype).maxexp * 5 // 8)
+
+
+@jax.custom_jvp
+@jax.jit
+def _root_of_squares(a: Array, b: Array) -> Array:
+    distances = jnp.sqrt(_squares(a, b))
+    shrink = _shrinking(a.dtype)
+
+    def mend(_: Array, distances: Array) -> Array:
+        shrunk = jnp.sqrt(_squares(a * shrink, b * shrink))
+        return jnp.where(jnp.isinf(distances), shrunk / shrink, distances)
+
+    # A loop of one turn or none: under vmap `cond` would always compute both.
+    turns = jnp.any(jnp.isinf(distances)).astype(jnp.int32)
+    return jax.lax.fori_loop(0 * turns, turns, mend, distances)
+
+
+@_root_of_squares.defjvp
+def _root_of_squares_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    distances = _root_of_squares(*primals)
+    largest = [jnp.max(jnp.abs(jax.lax.stop_gradient(x)), initial=0) for x in primals]
+    is_large = jnp.maximum(*largest) > 2.0 ** (jnp.finfo(distances.dtype).maxexp // 2 - 4)
+    shrink = jnp.where(is_large, _shrinking(distances.dtype), 1).astype(distances.dtype)
+    half = _half_derivative_of_squares(*(x * shrink for x in primals), *tangents)
+    divisors = distances * shrink
+    is_zero = divisors == 0
+    return distances, half * jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, divisors))
 
 
 def squared_euclidean_distance(a: Array, b: Array) -> Array:
@@ -225,9 +277,10 @@ def squared_euclidean_distance(a: Array, b: Array) -> Array:
       b: references [M, D].
 
     Returns:
-      [N, M], ≥ 0. Differences below about 1e-19 in float32 underflow to 0 when squared. The
-      derivative is rounded relative to the spread of the data instead: an error of about 1e-7
-      times (spread / distance) for a pair much closer than the others.
+      [N, M], ≥ 0. Differences below about 1e-19 in float32 underflow to 0 when squared, those above
+      about 1e19 overflow to ∞. The derivative is rounded relative to the spread of the data
+      instead: an error of about 1e-7 times (spread / distance) for a pair much closer than the
+      others.
 
     Raises:
       ValueError: if the shapes are not [N, D] and [M, D].
@@ -243,23 +296,23 @@ def euclidean_distance(a: Array, b: Array) -> Array:
       b: references [M, D].
 
     Returns:
-      [N, M], ≥ 0. The derivative at coincident points, where none exists, is 0; its rounding is
-      that of `squared_euclidean_distance`.
+      [N, M], ≥ 0, for points of any finite length. Differences below about 1e-19 in float32 count
+      as 0, as in the squared distance. The derivative at coincident points, where none exists, is
+      0; its rounding is that of `squared_euclidean_distance`.
 
     Raises:
       ValueError: if the shapes are not [N, D] and [M, D].
     """
-    squared = squared_euclidean_distance(a, b)
-    is_zero = squared == 0
-    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squared)))
+    return _root_of_squares(*as_embeddings(a, b))
 
 
 def same_label(a: Array, b: Array) -> Array:
     """Which references carry a label of the anchor: the usual `relevance`.
 
     Args:
-      a: class numbers of the anchors, any integer dtype [N], or multi-hot labels, bool or 0/1 of
-        any dtype [N, C].
+      a: class numbers of the anchors, any integer dtype [N], or multi-hot labels, bool or exactly
+        0 and 1 of any dtype [N, C]. The values of traced labels cannot be checked: multi-hot ones
+        then count as 1 if they are not 0.
       b: labels of the references in the same form, [M] or [M, C].
 
     Returns:
@@ -267,8 +320,10 @@ def same_label(a: Array, b: Array) -> Array:
       labels is relevant to nothing.
 
     Raises:
-      ValueError: if one is [N] and the other [M, C], if C differs, if class numbers are floats, or
-        if NumPy class numbers of 64 bits do not fit into JAX's 32.
+      ValueError: if one is [N] and the other [M, C], or if C differs; if class numbers are no
+        integers, are a column [N, 1] (multi-hot labels of a single class must be bool), or are of
+        64 bits and do not fit into JAX's 32; if multi-hot labels hold anything but 0 and 1, such as
+        NaN, probabilities or −1.
 
     >>> import numpy as np
     >>> print(same_label(np.array([0, 1]), np.array([1, 1, 0])))
@@ -282,11 +337,6 @@ def same_label(a: Array, b: Array) -> Array:
         )
     if a.ndim == 2:
         return _products(*(labels.astype(bool).astype(jnp.float32) for labels in (a, b))) > 0
-    for labels in (a, b):
-        if jnp.issubdtype(labels.dtype, jnp.inexact):
-            raise ValueError(
-                f"class numbers must be integers; got {labels.dtype} of shape {labels.shape}"
-            )
     if a.dtype != b.dtype:
         # No integer dtype holds every pair of them: those beyond the common one equal nothing.
         with jax.numpy_dtype_promotion("standard"):

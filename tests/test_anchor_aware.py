@@ -114,6 +114,73 @@ def test_large_embeddings_do_not_overflow(attention):
     close(actual, oracles.proxies(embeddings * 100, labels, **options), rtol=1e-3)
 
 
+@pytest.mark.parametrize("from_references", [False, True])
+@pytest.mark.parametrize("length", [1e15, 1e19, 1e30, 1e38, 3.4e38])
+def test_embeddings_whose_products_overflow_have_the_proxies_of_the_limit(
+    attention, length, from_references
+):
+    embeddings, labels = case(4)
+    embeddings = np.asarray(embeddings, np.float64) / np.abs(embeddings).max()
+    far = (embeddings * length).astype(np.float32)
+    references = far[::-1].copy() if from_references else None
+    options = {"num_neighbors": 4, "attention": attention}
+    expected = oracles.proxies(far, labels, references=references, **options)
+    function = functools.partial(aa.anchor_aware_proxies, **options)
+    for run in (function, jax.jit(function)):
+        actual = run(far, labels, references=references)
+        close(np.asarray(actual, np.float64) / length, expected / length)
+
+    # Weights are 0 and 1, so that a proxy moves with one neighbour, or with its own largest entry.
+    scale = np.random.default_rng(4).normal(size=(9, 4)).astype(np.float32)
+
+    def total(x, temperature, references):
+        return jnp.sum(function(x, labels, references=references, temperature=temperature) * scale)
+
+    arguments = (0, 1) if references is None else (0, 1, 2)
+    gradients = jax.jit(jax.grad(total, arguments))(far, 1.0, references)
+    if length < 1e38:  # beyond, sums over D of a reference times the proxy's gradient overflow
+        assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+        assert gradients[1] == 0
+        step = np.random.default_rng(5).normal(size=(9, 4))
+        numeric = oracles.finite_difference(
+            lambda t: np.sum(
+                oracles.proxies(
+                    far / length + t * step,
+                    labels,
+                    references=None if references is None else references / length,
+                    temperature=1e-30,
+                    **options,
+                )
+                * scale
+            ),
+            0.0,
+        )
+        close(np.sum(np.asarray(gradients[0], np.float64) * step), numeric, rtol=1e-4, atol=1e-4)
+
+
+def test_anchors_and_references_of_very_different_lengths():
+    embeddings = np.array([[1e30, 1e29]], np.float32)
+    references = np.array([[2e10, 0.0]], np.float32)
+    actual = aa.anchor_aware_proxies(
+        embeddings, np.array([0]), references=references, num_neighbors=2
+    )
+    np.testing.assert_array_equal(actual, embeddings)  # 1e60 against 2e40
+    small = aa.anchor_aware_proxies(
+        np.array([[1e-25, 0]], np.float32), np.array([0]), references=references * 1e15
+    )
+    # 1e-50 and 2 over √2 as logits: the softmax gives 1 / (1 + e^√2) and the rest.
+    share = math.exp(math.sqrt(2)) / (1 + math.exp(math.sqrt(2)))
+    close(small / 1e25, [[2 * share, 0]])
+
+
+def test_ties_of_large_embeddings_share_the_weight():
+    embeddings = np.array([[3e25, 1e20], [3e25, -1e20], [-1e25, 0.0]], np.float32)
+    actual = aa.anchor_aware_proxies(embeddings, np.zeros(3, int), num_neighbors=3)
+    # The second differs by 2e40 in its logit from the first's own, which is nothing to 9e50.
+    close(np.asarray(actual[0]) / 1e25, [3, 0], atol=1e-4)
+    assert np.all(np.isfinite(actual))
+
+
 def test_rows_give_those_rows_of_all_proxies(attention):
     embeddings, labels = case(5)
     options = {"num_neighbors": 4, "attention": attention}
@@ -242,6 +309,25 @@ def test_traced_numbers_of_neighbours_equal_static_ones(attention):
         close(actual, expected)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int8, np.uint32])
+def test_traced_numbers_of_neighbours_outside_their_range_act_as_its_ends(attention, dtype):
+    embeddings, labels = case(22)
+
+    def of_traced(num_neighbors):
+        return aa.anchor_aware_proxies(
+            embeddings, labels, num_neighbors=num_neighbors, max_neighbors=4, attention=attention
+        )
+
+    ends = [
+        oracles.proxies(embeddings, labels, num_neighbors=k, attention=attention) for k in (1, 4)
+    ]
+    run = jax.jit(of_traced)
+    for number in (np.iinfo(dtype).min, 0, 1):
+        close(run(dtype(number)), ends[0])
+    for number in (4, 5, np.iinfo(dtype).max):
+        close(run(dtype(number)), ends[1])
+
+
 def test_without_neighbor_gradient_the_neighbours_are_constants(attention):
     embeddings, labels = case(23)
     anchor = 3
@@ -276,6 +362,16 @@ def test_without_neighbor_gradient_the_neighbours_are_constants(attention):
         ({"temperature": 0.0}, "temperature must be above 0; got 0.0"),
         ({"temperature": -1}, "temperature must be above 0; got -1"),
         ({"temperature": math.nan}, "temperature must be above 0; got nan"),
+        ({"temperature": np.float32(0)}, r"temperature must be above 0; got 0\.0"),
+        ({"temperature": np.array(-0.5)}, r"temperature must be above 0; got -0\.5"),
+        ({"temperature": jnp.float32(0)}, r"temperature must be above 0; got 0\.0"),
+        ({"temperature": math.inf}, "temperature must be finite; got inf"),
+        ({"temperature": "1"}, "temperature must be a real number; got '1'"),
+        ({"num_neighbors": jnp.int32(0), "max_neighbors": 3}, "num_neighbors must be an integer"),
+        ({"num_neighbors": np.int32(0), "max_neighbors": 3}, "num_neighbors must be an integer of"),
+        ({"num_neighbors": np.int64(4), "max_neighbors": 3}, "num_neighbors=4 exceeds max_nei"),
+        ({"num_neighbors": True, "max_neighbors": 3}, "num_neighbors must be an integer of at"),
+        ({"num_neighbors": np.arange(2), "max_neighbors": 3}, "num_neighbors must be a scalar"),
     ],
 )
 def test_values_that_cannot_be_raise(options, line):

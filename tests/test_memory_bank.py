@@ -124,6 +124,15 @@ def test_class_numbers_that_do_not_fit_raise():
         aa.update_memory(aa.init_memory(5, 2), jnp.zeros((1, 2)), np.array([2**32 - 1], np.uint32))
 
 
+@pytest.mark.parametrize("form", [np.asarray, jnp.asarray, np.ndarray.tolist])
+def test_class_numbers_are_held_to_the_memorys_dtype_in_any_container(form):
+    memory = aa.init_memory(5, 2)._replace(labels=jnp.zeros(5, jnp.int8))
+    with pytest.raises(ValueError, match=r"shape \(2,\) do not fit into the memory's int8"):
+        aa.update_memory(memory, jnp.zeros((2, 2)), form(np.array([0, 128])))
+    kept = aa.update_memory(memory, jnp.zeros((2, 2)), form(np.array([-128, 127])))
+    assert kept.labels[:2].tolist() == [-128, 127]
+
+
 def test_labels_must_be_class_numbers():
     with pytest.raises(ValueError, match="class numbers must be integers"):
         aa.update_memory(aa.init_memory(5, 2), jnp.zeros((3, 2)), jnp.zeros(3))

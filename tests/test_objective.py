@@ -224,6 +224,102 @@ def test_options_that_contradict_the_loss_raise(options, line):
         ObjectiveOptions(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"margin": np.nan}, "margin must be finite; got nan"),
+        ({"margin": np.float32(np.inf)}, "margin must be finite; got inf"),
+        ({"loss": "ntxent", "temperature": 0.0}, r"temperature must be above 0; got 0\.0"),
+        ({"loss": "circle", "gamma": np.float32(-1)}, r"gamma must be above 0; got -1\.0"),
+        ({"loss": "proxy_anchor", "alpha": 0}, "alpha must be above 0; got 0"),
+        ({"loss": "multi_similarity", "beta": jnp.float32(0)}, "beta must be above 0; got 0"),
+        ({"loss": "multi_similarity", "base": np.nan}, "base must be finite; got nan"),
+        ({"loss": "margin", "beta": -np.inf}, "beta must be finite; got -inf"),
+        ({"attention_temperature": np.float64(0)}, "attention_temperature must be above 0"),
+        ({"label_weight": -1}, "label_weight must be at least 0; got -1"),
+        ({"metric_weight": np.nan}, "metric_weight must be at least 0; got nan"),
+        ({"metric_weight": np.inf}, "metric_weight must be finite; got inf"),
+        ({"label_weight": "1"}, "label_weight must be a real number; got '1'"),
+        ({"num_neighbors": 0}, "num_neighbors must be an integer of at least 1; got 0$"),
+        ({"num_neighbors": 4, "max_neighbors": 3}, "num_neighbors=4 exceeds max_neighbors=3"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_when_the_options_are_made(options, line):
+    with pytest.raises(ValueError, match=line):
+        ObjectiveOptions(**options)
+
+
+def test_the_beta_of_the_margin_loss_is_a_distance_and_may_be_zero():
+    assert np.isfinite(parts_of(loss="margin", beta=0.0)["loss"])
+    assert np.isfinite(parts_of(loss="margin", beta=-0.5, margin=0, label_weight=0)["loss"])
+
+
+@pytest.mark.parametrize("label_loss", ["squared", "cross_entropy"])
+def test_a_clip_of_no_class_is_compared_with_nothing(label_loss):
+    labels = np.eye(3, dtype=bool)[LABELS]
+    labels[2] = False
+    _, parts = aadml_objective(
+        AUDIO, VISUAL, labels, options=ObjectiveOptions(label_loss=label_loss, anchor_aware=False)
+    )
+    log_posteriors = AUDIO - np.log(np.exp(AUDIO).sum(axis=1, keepdims=True))
+    expected = {
+        "squared": np.sum((AUDIO - labels) ** 2) / 7,
+        "cross_entropy": -np.sum(log_posteriors * labels) / 7,
+    }
+    assert float(parts["label_loss_audio"]) == pytest.approx(expected[label_loss], rel=1e-5)
+    relevance = labels.astype(int) @ labels.T.astype(int) > 0
+    rows = oracles.by_row(
+        oracles.triplet_row, PAIRWISE["cosine"](AUDIO, VISUAL), relevance, **OWN["triplet"]
+    )
+    assert rows[2] == 0
+    assert float(parts["metric_loss_audio_to_visual"]) == pytest.approx(rows.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"attention": "channel"},
+        {"neighbors_from": "other"},
+        {"distance": "euclidean"},
+        {"loss": "ntxent", "intra_modal": True},
+        {"loss": "proxy_anchor"},
+    ],
+)
+@pytest.mark.parametrize("length", [1e19, 1e30])
+def test_outputs_whose_squares_overflow(length, options):
+    # The farther the outputs, the more the loss is that of their limit, times the length.
+    chosen = ObjectiveOptions(**options)
+    sides = [x / np.abs(x).max() for x in (AUDIO, VISUAL)]
+
+    @jax.jit
+    def run(audio, visual):
+        def parts(audio):
+            total, parts = aadml_objective(audio, visual, LABELS, options=chosen)
+            return total, parts["metric_loss"]
+
+        return jax.value_and_grad(parts, has_aux=True)(audio)
+
+    (total, metric), gradient = run(*((x * length).astype(np.float32) for x in sides))
+    (_, expected), slope = run(*((x * 1e15).astype(np.float32) for x in sides))
+    by_length = length / 1e15 if options.get("distance") == "euclidean" else 1
+    assert np.isfinite(total)
+    assert float(metric) == pytest.approx(float(expected) * by_length, rel=1e-3, abs=1e-3)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-3, atol=1e-6)
+    assert np.any(gradient)
+
+
+def test_a_class_whose_probability_is_nothing_does_not_break_the_others_cross_entropy():
+    audio = np.array([[3e38, -3e38, 0]] * 7, np.float32)
+    loss = jax.jit(
+        jax.value_and_grad(lambda x: aadml_objective(x, VISUAL, np.zeros(7, int))[1]["label_loss"])
+    )
+    value, gradient = loss(audio)
+    of_visual = float(aadml_objective(VISUAL, VISUAL, np.zeros(7, int))[1]["label_loss_audio"])
+    assert float(value) == pytest.approx(of_visual, rel=1e-5)  # that of audio is 0
+    assert not np.any(gradient)
+
+
 def test_class_proxies_of_another_shape_raise():
     with pytest.raises(ValueError, match=r"class_proxies must be \(3, 3\); got \(3, 2\)"):
         aadml_objective(

@@ -15,10 +15,14 @@ references, with the signature
   Q(i) those with `where` and without relevance (its negatives).
 - `where` bool [N, M]: pairs that count; default all. No loss leaves out self-pairs by itself: for
   one set against itself pass `where=~jnp.eye(n, dtype=bool)`.
+- A negative may be infinitely far, at distance ∞ or similarity −∞: it violates nothing and has the
+  derivative 0, though means over Q(i) count it. A positive there makes the value of its row
+  infinite (in Smooth-AP it ranks last), and the row's derivatives may be NaN.
 - `reduce_fn` takes the values per anchor [N]; the default averages over *all* rows, those with
   nothing to compare included as 0. None returns the values.
 
-Margins, temperatures and the like may be traced, differentiated and mapped over. At a tie of a
+Margins, temperatures and the like may be traced, differentiated and mapped over. Where they are not
+traced they must be finite, and those that divide or multiply an exponent above 0. At a tie of a
 hinge (its argument exactly 0) the derivative is 0.
 """
 

@@ -3,7 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, ReduceFn, as_pairs, as_scalar, reduce_rows, row_logsumexp
+from aadml_jax._arrays import (
+    Array,
+    ReduceFn,
+    as_pairs,
+    as_scalar,
+    reduce_rows,
+    row_logsumexp,
+)
 
 
 def circle_loss(
@@ -40,7 +47,8 @@ def circle_loss(
       positives or without negatives gets 0.
 
     Raises:
-      ValueError: for shapes that do not fit, or a parameter that is no scalar.
+      ValueError: for shapes that do not fit, or a parameter that is no scalar or, unless traced,
+        not finite, or a gamma not above 0.
 
     >>> import jax.numpy as jnp
     >>> similarities = jnp.array([[0.75, 0.25]])
@@ -50,8 +58,10 @@ def circle_loss(
     1.0
     """
     similarities, positives, negatives = as_pairs(similarities, relevance, where, "similarities")
+    # A negative at −∞ has weight 0, and must be finite to be multiplied by it.
+    similarities = jnp.where(negatives & jnp.isneginf(similarities), -1e9, similarities)
     margin = as_scalar(margin, similarities.dtype, "margin")
-    gamma = as_scalar(gamma, similarities.dtype, "gamma")
+    gamma = as_scalar(gamma, similarities.dtype, "gamma", above=0)
     negative_weights = jax.lax.stop_gradient(jax.nn.relu(similarities + margin))
     positive_weights = jax.lax.stop_gradient(jax.nn.relu(1 + margin - similarities))
     push = row_logsumexp(gamma * negative_weights * (similarities - margin), negatives)

@@ -35,7 +35,8 @@ def contrastive_loss(
       positives or without negatives gets 0 for that side.
 
     Raises:
-      ValueError: for shapes that do not fit, or a margin that is no scalar.
+      ValueError: for shapes that do not fit, or a margin that is no scalar or, unless traced, not
+        finite.
 
     >>> import jax.numpy as jnp
     >>> distances = jnp.array([[0.5, 0.25, 2.0]])
@@ -84,7 +85,8 @@ def margin_loss(
       positives or without negatives gets 0 for that side.
 
     Raises:
-      ValueError: for shapes that do not fit, or a parameter that is no scalar.
+      ValueError: for shapes that do not fit, or a parameter that is no scalar or, unless traced,
+        not finite.
 
     >>> import jax.numpy as jnp
     >>> distances = jnp.array([[1.25, 0.75, 2.0]])

@@ -38,7 +38,8 @@ def lifted_structure_loss(
       positives or without negatives gets 0.
 
     Raises:
-      ValueError: for shapes that do not fit, or a margin that is no scalar.
+      ValueError: for shapes that do not fit, or a margin that is no scalar or, unless traced, not
+        finite.
 
     >>> import jax.numpy as jnp
     >>> distances = jnp.array([[0.5, 0.25, 0.25]])

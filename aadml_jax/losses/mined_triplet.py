@@ -36,7 +36,8 @@ def semihard_triplet_loss(
       gets the derivative.
 
     Raises:
-      ValueError: for shapes that do not fit, or a margin that is no scalar.
+      ValueError: for shapes that do not fit, or a margin that is no scalar or, unless traced, not
+        finite.
 
     >>> import jax.numpy as jnp
     >>> distances = jnp.array([[0.5, 0.25, 0.75, 1.0]])
@@ -96,7 +97,8 @@ def hard_triplet_loss(
       positives or without negatives gets 0. Entries that tie for hardest share the derivative.
 
     Raises:
-      ValueError: for shapes that do not fit, or a margin that is no scalar.
+      ValueError: for shapes that do not fit, or a margin that is no scalar or, unless traced, not
+        finite.
 
     >>> import jax.numpy as jnp
     >>> distances = jnp.array([[0.5, 0.25, 0.75, 1.0]])

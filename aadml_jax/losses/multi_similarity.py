@@ -3,7 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, ReduceFn, as_pairs, as_scalar, reduce_rows, row_logsumexp
+from aadml_jax._arrays import (
+    Array,
+    ReduceFn,
+    as_pairs,
+    as_scalar,
+    reduce_rows,
+    row_logsumexp,
+    without_impossible,
+)
 
 
 def multi_similarity_loss(
@@ -41,7 +49,8 @@ def multi_similarity_loss(
       positives or without negatives gets 0 for that side.
 
     Raises:
-      ValueError: for shapes that do not fit, or a parameter that is no scalar.
+      ValueError: for shapes that do not fit, or a parameter that is no scalar or, unless traced,
+        not finite, or an alpha or beta not above 0.
 
     >>> import jax.numpy as jnp
     >>> similarities = jnp.array([[0.5, 0.5, 0.5]])
@@ -51,10 +60,10 @@ def multi_similarity_loss(
     6.0
     """
     similarities, positives, negatives = as_pairs(similarities, relevance, where, "similarities")
-    alpha, beta, base = (
-        as_scalar(value, similarities.dtype, name)
-        for value, name in ((alpha, "alpha"), (beta, "beta"), (base, "base"))
-    )
+    similarities, negatives = without_impossible(similarities, negatives)
+    alpha = as_scalar(alpha, similarities.dtype, "alpha", above=0)
+    beta = as_scalar(beta, similarities.dtype, "beta", above=0)
+    base = as_scalar(base, similarities.dtype, "base")
     excess = similarities - base
     pull = jax.nn.softplus(row_logsumexp(-alpha * excess, positives)) / alpha
     push = jax.nn.softplus(row_logsumexp(beta * excess, negatives)) / beta
@@ -100,7 +109,8 @@ def proxy_anchor_loss(
       positives or without negatives gets 0 for that side.
 
     Raises:
-      ValueError: for shapes that do not fit, or a parameter that is no scalar.
+      ValueError: for shapes that do not fit, or a parameter that is no scalar or, unless traced,
+        not finite, or an alpha not above 0.
 
     >>> import jax.numpy as jnp
     >>> similarities = jnp.array([[0.25, -0.25, -0.25]])
@@ -110,8 +120,9 @@ def proxy_anchor_loss(
     6.0
     """
     similarities, positives, negatives = as_pairs(similarities, relevance, where, "similarities")
+    similarities, negatives = without_impossible(similarities, negatives)
     margin = as_scalar(margin, similarities.dtype, "margin")
-    alpha = as_scalar(alpha, similarities.dtype, "alpha")
+    alpha = as_scalar(alpha, similarities.dtype, "alpha", above=0)
     pull = jax.nn.softplus(row_logsumexp(-alpha * (similarities - margin), positives))
     push = jax.nn.softplus(row_logsumexp(alpha * (similarities + margin), negatives))
     return reduce_rows(pull + push, reduce_fn)

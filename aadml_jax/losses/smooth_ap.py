@@ -5,7 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, ReduceFn, as_pairs, as_scalar, divide_or_zero, reduce_rows
+from aadml_jax._arrays import (
+    Array,
+    ReduceFn,
+    as_pairs,
+    as_scalar,
+    divide_or_zero,
+    reduce_rows,
+    without_impossible,
+)
 from aadml_jax._ordering import columns_of, running_sum
 
 # Positives compared with the whole row at a time: 4 keep the memory at a few times that of the row.
@@ -122,7 +130,8 @@ def smooth_ap_loss(
       without positives or without negatives gets 0.
 
     Raises:
-      ValueError: for shapes that do not fit, or a temperature that is no scalar.
+      ValueError: for shapes that do not fit, or a temperature that is no scalar or, unless traced,
+        not above 0.
 
     >>> import jax.numpy as jnp
     >>> similarities = jnp.array([[0.5, 0.5]])
@@ -131,7 +140,8 @@ def smooth_ap_loss(
     0.3333
     """
     similarities, positives, negatives = as_pairs(similarities, relevance, where, "similarities")
-    temperature = as_scalar(temperature, similarities.dtype, "temperature")
+    similarities, negatives = without_impossible(similarities, negatives)
+    temperature = as_scalar(temperature, similarities.dtype, "temperature", above=0)
     if similarities.shape[1] == 0:
         return reduce_rows(jnp.zeros(similarities.shape[0], similarities.dtype), reduce_fn)
     per_row = _missing_precision(similarities, temperature, positives, negatives)

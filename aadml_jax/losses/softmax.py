@@ -11,6 +11,7 @@ from aadml_jax._arrays import (
     masked_row_mean,
     reduce_rows,
     row_logsumexp,
+    without_impossible,
 )
 
 
@@ -21,7 +22,8 @@ def _logits(similarities: Array, temperature: float | Array, valid: Array) -> Ar
     """
     largest = jnp.max(similarities, axis=1, keepdims=True, initial=-jnp.inf, where=valid)
     largest = jax.lax.stop_gradient(jnp.where(largest == -jnp.inf, 0, largest))
-    return (similarities - largest) / as_scalar(temperature, similarities.dtype, "temperature")
+    temperature = as_scalar(temperature, similarities.dtype, "temperature", above=0)
+    return (similarities - largest) / temperature
 
 
 def ntxent_loss(
@@ -57,7 +59,8 @@ def ntxent_loss(
       positives or without negatives gets 0.
 
     Raises:
-      ValueError: for shapes that do not fit, or a temperature that is no scalar.
+      ValueError: for shapes that do not fit, or a temperature that is no scalar or, unless traced,
+        not above 0.
 
     >>> import jax.numpy as jnp
     >>> similarities = jnp.log(jnp.array([[3.0, 1.0, 2.0]]))
@@ -66,6 +69,7 @@ def ntxent_loss(
     0.5
     """
     similarities, positives, negatives = as_pairs(similarities, relevance, where, "similarities")
+    similarities, negatives = without_impossible(similarities, negatives)
     logits = _logits(similarities, temperature, positives | negatives)
     against = row_logsumexp(logits, negatives)[:, None]
     return reduce_rows(masked_row_mean(jax.nn.softplus(against - logits), positives), reduce_fn)
@@ -104,7 +108,8 @@ def supcon_loss(
       positives gets 0; one without negatives still pulls its positives together.
 
     Raises:
-      ValueError: for shapes that do not fit, or a temperature that is no scalar.
+      ValueError: for shapes that do not fit, or a temperature that is no scalar or, unless traced,
+        not above 0.
 
     >>> import jax.numpy as jnp
     >>> similarities = jnp.log(jnp.array([[3.0, 3.0, 6.0]]))
@@ -113,6 +118,7 @@ def supcon_loss(
     0.25
     """
     similarities, positives, negatives = as_pairs(similarities, relevance, where, "similarities")
+    similarities, negatives = without_impossible(similarities, negatives)
     valid = positives | negatives
     logits = _logits(similarities, temperature, valid)
     total = row_logsumexp(logits, valid)[:, None]

@@ -63,10 +63,15 @@ def _violations(
 def _weighted_hinges(
     weights: Array, distances: Array, margin: Array, positives: Array, negatives: Array
 ) -> Array:
+    # An infinite negative violates no finite positive, and 0 · ∞ must not make a NaN of it. Beside
+    # an infinite positive it stays: ∞ − ∞ is NaN.
+    is_far = jnp.isposinf(distances)
+    has_far_positive = jnp.any(positives & is_far, axis=1, keepdims=True)
+    valid = positives | (negatives & ~(is_far & ~has_far_positive))
     # The weights of a row sum to 0, so its mean may be taken out; what remains is small, and so is
     # its rounding error.
-    valid = positives | negatives
-    centered = distances - masked_row_mean(distances, valid)[:, None]
+    mean = masked_row_mean(distances, valid & ~is_far)[:, None]
+    centered = distances - mean
     hinges = weights * jnp.where(valid, centered, 0) + jnp.where(positives, weights * margin, 0)
     return jnp.sum(hinges, axis=1)
 
@@ -111,7 +116,8 @@ def triplet_loss(
     O(N M) memory.
 
     Args:
-      distances: [N, M], finite.
+      distances: [N, M], above −∞. A negative at ∞ violates nothing, but counts in |Q|; a positive
+        there makes its row infinite, or NaN if a negative is there too.
       relevance: bool [N, M].
       margin: scalar, by how much every negative shall be farther than every positive; may be
         traced and differentiated. The default 1 suits the cosine distance in label space: it never
@@ -124,7 +130,8 @@ def triplet_loss(
       positives or without negatives gets 0.
 
     Raises:
-      ValueError: for shapes that do not fit, or a margin that is no scalar.
+      ValueError: for shapes that do not fit, or a margin that is no scalar or, unless traced, not
+        finite.
 
     >>> import jax.numpy as jnp
     >>> distances = jnp.array([[0.5, 0.75, 2.0]])

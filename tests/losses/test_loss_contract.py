@@ -434,3 +434,101 @@ def test_masks_that_are_not_boolean_or_integer_raise(loss):
         loss(matrix, relevance.astype(jnp.float32))
     with pytest.raises(ValueError):
         loss(matrix, relevance, where=where.astype(jnp.float32))
+
+
+FORMS = (float, np.float32, np.float64, np.asarray, lambda x: jnp.asarray(x, jnp.float32))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["float", "float32", "float64", "array", "jax"])
+def test_parameters_that_cannot_be_are_refused_by_name(loss, form):
+    matrix, relevance, _ = loss.case(25)
+    for name in loss.params:
+        for value in (np.nan, np.inf, -np.inf):
+            with pytest.raises(ValueError, match=rf"{name} must be .*; got -?(nan|inf)"):
+                loss(matrix, relevance, **{name: form(value)})
+        if name in loss.positive:
+            for value in (0.0, -0.0, -0.25):
+                with pytest.raises(ValueError, match=rf"{name} must be above 0; got {value}"):
+                    loss(matrix, relevance, **{name: form(value)})
+        else:
+            assert np.isfinite(loss(matrix, relevance, **{name: form(-0.25)}))
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(True), "0.3", None, 0.3j, [0.3], np.ones(1)])
+def test_parameters_that_are_no_real_scalar_are_refused_by_name(loss, value):
+    matrix, relevance, _ = loss.case(25)
+    for name in loss.params:
+        with pytest.raises(ValueError, match=rf"{name} must be a (real number|scalar)"):
+            loss(matrix, relevance, **{name: value})
+
+
+def test_parameters_that_float32_cannot_hold_are_refused(loss):
+    matrix, relevance, _ = loss.case(25)
+    for name in loss.params:
+        with pytest.raises(ValueError, match=rf"{name} must be finite; got 1e\+39, which float32"):
+            loss(matrix, relevance, **{name: 1e39})
+        if name in loss.positive:  # 1e-40 is held, but CPUs divide by 0 instead
+            for value in (1e-40, 1e-50):
+                with pytest.raises(ValueError, match=r"above 0; got .*, which float32 holds as 0"):
+                    loss(matrix, relevance, **{name: value})
+
+
+def test_parameters_may_be_integers_and_traced_ones_are_not_checked(loss):
+    matrix, relevance, where = loss.case(25)
+    for name in loss.params:
+        expected = loss.expected(matrix, relevance, where, **{name: 2.0}).mean()
+        for value in (2, np.int64(2), np.float16(2), jnp.int32(2)):
+            close(loss(matrix, relevance, where=where, **{name: value}), expected)
+        run = jax.jit(lambda x, name=name: loss(matrix, relevance, where=where, **{name: x}))
+        close(run(2.0), expected)
+        run(jnp.nan)
+
+
+@pytest.mark.parametrize("wrong", [2, -1])
+def test_masks_of_other_integers_than_zero_and_one_are_refused_where_known(loss, wrong):
+    matrix, relevance, where = loss.case(26)
+    mask = np.asarray(relevance, np.int32)
+    i, j = np.argwhere(mask)[-1]
+    spoiled = mask.copy()
+    spoiled[i, j] = wrong
+    message = rf"relevance of shape \(5, 7\) must hold 0 and 1 alone; got {wrong} at \[{i}, {j}\]"
+    for form in (np.asarray, jnp.asarray, np.ndarray.tolist):
+        with pytest.raises(ValueError, match=message):
+            loss(matrix, form(spoiled))
+        with pytest.raises(ValueError, match=message.replace("relevance", "where")):
+            loss(matrix, relevance, where=form(spoiled))
+        close(loss(matrix, form(mask), where=where), float(loss(matrix, relevance, where=where)))
+    with pytest.raises(ValueError, match="relevance of shape"):  # JAX would cut it to 0
+        loss(matrix, np.where(mask, 2**32, 0))
+    jax.jit(loss.__call__)(matrix, spoiled)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_an_infinitely_far_negative_is_the_limit_of_far_ones(loss, everything):
+    matrix, relevance, where = (np.array(part) for part in loss.case(27))
+    far, infinite = (100, np.inf) if loss.needs == "distances" else (-1e3, -np.inf)
+    negatives = where & ~relevance
+    assert np.all(negatives.sum(axis=1) >= 2) and np.all((where & relevance).any(axis=1))
+    entries = negatives if everything else negatives & (np.cumsum(negatives, axis=1) == 1)
+    results = [
+        loss.value_and_gradients(np.where(entries, value, matrix), relevance, where)
+        for value in (infinite, far)
+    ]
+    for actual, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        close(actual, np.asarray(expected))
+    gradient = np.asarray(results[0][1])
+    assert not np.any(gradient[entries])
+    rows = loss.rows(np.where(entries, infinite, matrix), relevance, where)
+    expected = loss.expected(np.where(entries, far, matrix), relevance, where)
+    close(rows, expected)
+    assert everything or np.count_nonzero(expected) >= 3
+
+
+@pytest.mark.parametrize("loss", LOSSES[:-1], ids=lambda loss: loss.name)
+def test_an_infinitely_far_positive_makes_its_row_infinite(loss):
+    matrix, relevance, where = (np.array(part) for part in loss.case(28))
+    j = np.flatnonzero(where[2] & relevance[2])[0]
+    expected = np.array(loss.rows(matrix, relevance, where))
+    matrix[2, j] = np.inf if loss.needs == "distances" else -np.inf
+    expected[2] = np.inf
+    close(loss.rows(matrix, relevance, where), expected)

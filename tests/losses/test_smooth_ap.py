@@ -81,3 +81,10 @@ def test_no_columns_at_all_gives_zero():
     np.testing.assert_array_equal(
         aa.smooth_ap_loss(empty, empty.astype(bool), reduce_fn=None), np.zeros(3)
     )
+
+
+def test_a_positive_at_minus_infinity_ranks_last():
+    similarities = np.array([[-np.inf, 0.5, -0.5, 0.25]], np.float32)
+    relevance = np.array([[True, False, False, False]])
+    loss = aa.smooth_ap_loss(similarities, relevance)
+    assert float(loss) == pytest.approx(1 - 1 / 4, rel=1e-6)

@@ -178,3 +178,10 @@ def test_memory_stays_far_below_one_number_per_triplet(mode):
         {"reverse": reverse, "forward": forward}[mode], distances, relevance
     )
     assert used < triplets / 4
+
+
+def test_infinite_positives_beside_infinite_negatives_are_nan():
+    distances = np.array([[np.inf, np.inf, 0.5], [np.inf, 0.5, 0.5], [0.5, np.inf, np.inf]])
+    relevance = np.array([[True, False, False]] * 3)
+    rows = aa.triplet_loss(distances.astype(np.float32), relevance, reduce_fn=None)
+    np.testing.assert_array_equal(rows, [np.nan, np.inf, 0])  # ∞ − ∞, ∞ − 0.5, 0.5 − ∞
