@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from aadml_jax._arrays import Array
+from aadml_jax._arrays import Array, check_count, check_scalar
 
 _DROPOUT_LEVELS = 2**16
 
@@ -26,14 +26,24 @@ class RowDropout(nn.Module):
     row's number in the global batch; how the rows are laid out does not matter.
 
     Each unit takes 16 random bits, which halves the cost of the generator. The rate is thereby
-    rounded to a multiple of 2⁻¹⁶, and the survivors are scaled by the rounded rate, so that the
-    expected output is exactly the input.
+    rounded to a multiple of 2⁻¹⁶, and the survivors are scaled by the rounded rate in at least
+    float32, so that the expected output is the input. To be so in narrower types too, whose
+    rounding of a product would move it by up to 0.2 %, the survivors' own random bits decide
+    whether the product is rounded up or down.
 
     Attributes:
       rate: probability of dropping a unit, in [0, 1).
+
+    Raises:
+      ValueError: for a rate outside that range.
     """
 
     rate: float
+
+    def __post_init__(self) -> None:
+        """Checks the rate."""
+        _check_rate(self.rate, "rate")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, inputs: Array, rows: Array, *, train: bool) -> Array:
@@ -46,7 +56,47 @@ class RowDropout(nn.Module):
         words = jax.vmap(lambda key: jax.random.bits(key, ((width + 1) // 2,), jnp.uint32))(keys)
         levels = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(rows), -1)[:, :width]
         scale = _DROPOUT_LEVELS / (_DROPOUT_LEVELS - threshold)
-        return jnp.where(levels >= threshold, inputs * jnp.asarray(scale, inputs.dtype), 0)
+        if jnp.finfo(inputs.dtype).nmant < jnp.finfo(jnp.float32).nmant:
+            exact = inputs.astype(jnp.float32) * jnp.float32(scale)
+            # A survivor's level is any from the threshold on: stretched to all 16 bits, a dither.
+            dither = ((levels - threshold).astype(jnp.float32) * scale).astype(jnp.uint32)
+            scaled = _rounded_at_random(exact, dither, inputs.dtype)
+        else:
+            scaled = inputs * jnp.asarray(scale, inputs.dtype)
+        return jnp.where(levels >= threshold, scaled, 0)
+
+
+def _rounded_at_random(values: Array, dither: Array, dtype: Any) -> Array:
+    """Float32 `values` in a narrower type, rounded to either neighbour so that the mean is kept.
+
+    Of the 23 bits after the point, bfloat16 keeps 7. A value whose other 16 bits are a quarter of
+    the whole, 0x4000, is rounded up by every dither from 0xC000 on, a quarter of them. The
+    derivative is that of no rounding.
+
+    Args:
+      values: float32, in the range of `dtype`.
+      dither: uint32 below 2¹⁶, uniformly distributed.
+      dtype: with fewer bits after the point.
+    """
+    surplus = jnp.finfo(jnp.float32).nmant - jnp.finfo(dtype).nmant
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(values), jnp.uint32)
+    bits = (bits + (dither >> (16 - surplus))) >> surplus << surplus
+    rounded = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    # Exact: the difference of neighbours is.
+    return (values + (rounded - jax.lax.stop_gradient(values))).astype(dtype)
+
+
+def _check_rate(rate: float, name: str) -> None:
+    check_scalar(rate, jnp.float32, name)
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1; got {rate}")
+
+
+def _check_sizes(num_classes: int, hidden_sizes: Sequence[int], dropout_rate: float) -> None:
+    check_count(num_classes, "num_classes")
+    for size in hidden_sizes:
+        check_count(size, f"each of hidden_sizes={tuple(hidden_sizes)}")
+    _check_rate(dropout_rate, "dropout_rate")
 
 
 class LabelSpaceTower(nn.Module):
@@ -59,6 +109,9 @@ class LabelSpaceTower(nn.Module):
       dtype: of the layers' products; parameters are float32, the output is float32 at least.
       precision: of the matrix products. The default keeps float32 products in float32 where a TPU
         or GPU would round the factors.
+
+    Raises:
+      ValueError: for sizes below 1, or a dropout rate outside [0, 1).
     """
 
     num_classes: int
@@ -66,6 +119,11 @@ class LabelSpaceTower(nn.Module):
     dropout_rate: float = 0.1
     dtype: Any = jnp.float32
     precision: Any = jax.lax.Precision.HIGHEST
+
+    def __post_init__(self) -> None:
+        """Checks sizes and rate."""
+        _check_sizes(self.num_classes, self.hidden_sizes, self.dropout_rate)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, features: Array, *, train: bool = False, rows: Array | None = None) -> Array:
@@ -103,12 +161,20 @@ class TwoTowers(nn.Module):
       hidden_sizes: of either tower.
       dropout_rate: of either tower.
       dtype: of the layers' products.
+
+    Raises:
+      ValueError: for sizes below 1, or a dropout rate outside [0, 1).
     """
 
     num_classes: int
     hidden_sizes: Sequence[int] = (1024, 1024, 1024)
     dropout_rate: float = 0.1
     dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Checks sizes and rate."""
+        _check_sizes(self.num_classes, self.hidden_sizes, self.dropout_rate)
+        super().__post_init__()
 
     def setup(self) -> None:
         """Names the towers `audio` and `visual` in the parameter tree."""
