@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aadml_jax._arrays import Array, rows_of_share
+from aadml_jax._arrays import Array, check_count, rows_of_share
 from aadml_jax.models import TwoTowers
 from aadml_jax.objective import ObjectiveOptions, aadml_objective
 from aadml_jax.training.parallel import Placement, one_device
@@ -103,12 +103,16 @@ def make_run_steps(
       placement: over the devices; default one.
 
     Returns:
-      The function; the state passed to it must not be used afterwards (its memory is reused).
+      The function; the state passed to it must not be used afterwards (its memory is reused). It
+      raises ValueError for more steps than the epoch has left.
+
+    Raises:
+      ValueError: if there are fewer rows than a batch.
     """
     placement = placement or one_device()
+    num_rows = len(data.labels) if num_rows is None else num_rows
+    steps_per_epoch = steps_in_epoch(num_rows, batch_size)
     placement.check_batch_size(batch_size)
-    num_rows = num_rows or len(data.labels)
-    steps_per_epoch = num_rows // batch_size
 
     def run_steps(data: Batch, keys: RunKeys, state: TrainState, num_steps: Array) -> TrainState:
         epoch = state.step // steps_per_epoch
@@ -124,7 +128,45 @@ def make_run_steps(
     # Data and keys are arguments, not constants: the cached program then serves every seed.
     compiled = placement.compile(run_steps)
     data, keys = placement.put_rows(data, num_rows), placement.put_whole(keys)
-    return lambda state, num_steps: compiled(data, keys, state, np.int32(num_steps))
+
+    def run_within_epoch(state: TrainState, num_steps: int) -> TrainState:
+        num_steps = check_steps(int(state.step), num_steps, steps_per_epoch)
+        return compiled(data, keys, state, np.int32(num_steps))
+
+    return run_within_epoch
+
+
+def steps_in_epoch(num_rows: int, batch_size: int) -> int:
+    """How many whole batches the rows give.
+
+    Raises:
+      ValueError: if none.
+    """
+    steps = num_rows // check_count(batch_size, "batch_size")
+    if steps < 1:
+        raise ValueError(f"batch_size={batch_size} exceeds the {num_rows} training rows")
+    return steps
+
+
+def check_steps(step: int, num_steps: int, steps_per_epoch: int) -> int:
+    """Checks that an epoch has so many steps left.
+
+    Args:
+      step: steps taken so far.
+      num_steps: to be taken.
+      steps_per_epoch: of every epoch.
+
+    Raises:
+      ValueError: if not.
+    """
+    num_steps = check_count(num_steps, "num_steps", least=0)
+    left = steps_per_epoch - step % steps_per_epoch
+    if num_steps > left:
+        raise ValueError(
+            f"num_steps={num_steps} from step {step} on goes beyond the epoch of "
+            f"{steps_per_epoch} steps; at most {left} are left"
+        )
+    return num_steps
 
 
 def epoch_order(keys: RunKeys, epoch: Array, num_rows: int) -> Array:

@@ -22,7 +22,15 @@ from aadml_jax.data.standardization import LARGEST_DEVIATION
 from aadml_jax.errors import UserError
 from aadml_jax.training.parallel import Placement
 from aadml_jax.training.state import RunKeys, TrainState
-from aadml_jax.training.step import Batch, TrainStep, begin_epoch, epoch_order, repeat_step
+from aadml_jax.training.step import (
+    Batch,
+    TrainStep,
+    begin_epoch,
+    check_steps,
+    epoch_order,
+    repeat_step,
+    steps_in_epoch,
+)
 
 # Long enough that a call's overhead does not show. Six chunks at most are in memory at a time: two
 # are read ahead, one is put together in two copies, and two are on the devices.
@@ -70,10 +78,12 @@ def make_stream_steps(
 
     Raises:
       UserError: if Grain is not installed; `run_steps`, if rows cannot be read.
+      ValueError: if there are fewer rows than a batch; `run_steps`, for more steps than the epoch
+        has left.
     """
     require_grain()
+    steps_per_epoch = steps_in_epoch(len(features), batch_size)
     placement.check_batch_size(batch_size)
-    steps_per_epoch = len(features) // batch_size
     own = placement.own_rows(batch_size)
     row_bytes = 4 * (features.audio_dim + features.visual_dim) + features.labels[:1].nbytes
     batch_bytes = (own.stop - own.start) * row_bytes
@@ -116,7 +126,7 @@ def make_stream_steps(
     def run_steps(state: TrainState, num_steps: int) -> TrainState:
         nonlocal chunks, chunk
         step = int(state.step)
-        end = step + num_steps
+        end = step + check_steps(step, num_steps, steps_per_epoch)
         while step < end:
             if chunk is None or not chunk.first <= step < chunk.first + chunk.count:
                 chunks = chunks_from(step)

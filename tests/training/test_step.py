@@ -111,6 +111,34 @@ def test_however_an_epoch_is_cut_into_calls_the_bytes_are_the_same(run_steps):
     assert as_bytes(whole) == as_bytes(cut)
 
 
+def test_steps_beyond_the_epoch_are_refused(run_steps):
+    state = fresh_state()
+    with pytest.raises(
+        ValueError, match=r"num_steps=5 from step 0 on .* of 4 steps; at most 4 are"
+    ):
+        run_steps(state, STEPS_PER_EPOCH + 1)
+    state = run_steps(run_steps(state, STEPS_PER_EPOCH), 3)
+    with pytest.raises(ValueError, match=r"num_steps=2 from step 7 on .* at most 1 are left"):
+        run_steps(state, np.int64(2))
+    for wrong in (-1, 1.0, True):
+        with pytest.raises(ValueError, match="num_steps must be an integer of at least 0"):
+            run_steps(state, wrong)
+    assert int(run_steps(run_steps(state, 0), np.int64(1)).step) == 8
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "line"),
+    [
+        (24, "batch_size=24 exceeds the 23 training rows"),
+        (0, "batch_size must be an integer of at"),
+        (2.5, "batch_size must be an integer"),
+    ],
+)
+def test_batches_that_the_rows_cannot_fill_are_refused(batch_size, line):
+    with pytest.raises(ValueError, match=line):
+        make_run_steps(train_step_of(CONFIG), DATA, batch_size=batch_size, keys=run_keys(0))
+
+
 def test_the_seed_decides_the_bytes():
     def trained(seed):
         config = TrainConfig(**{**CONFIG.__dict__, "seed": seed})

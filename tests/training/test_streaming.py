@@ -141,6 +141,13 @@ def assert_same_bytes(actual, expected):
         np.testing.assert_array_equal(leaf, wanted)
 
 
+def test_steps_beyond_the_epoch_are_refused():
+    run = streamed()
+    state = run_in_calls(run, initial_state(one_device()), 3, 3)
+    with pytest.raises(ValueError, match=r"num_steps=3 from step 3 on .* at most 2 are left"):
+        run(state, 3)
+
+
 def test_a_process_reads_its_part_of_each_batch_once(monkeypatch):
     seen = []
     placement = one_device()
