@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from aadml_jax._arrays import Array, as_pairs, divide_or_zero, masked_row_mean
 from aadml_jax._ordering import last_key, order_keys
-from aadml_jax._sharding import split_by_rows
+from aadml_jax._sharding import split_alike
 
 
 class Groups(NamedTuple):
@@ -109,9 +109,9 @@ def rank(scores: Array, relevance: Array, where: Array | None) -> Ranking:
 
     Integers of 32 bits and more are compared as such, since floats of their width are fewer.
     """
-    scores, relevance = split_by_rows(jnp.asarray(scores)), split_by_rows(jnp.asarray(relevance))
-    where = None if where is None else split_by_rows(jnp.asarray(where))
+    scores = jnp.asarray(scores)
     values, relevant, irrelevant = as_pairs(scores, relevance, where, "scores")
+    scores, values, relevant, irrelevant = split_alike(scores, values, relevant, irrelevant)
     items = relevant | irrelevant
     is_wide = jnp.issubdtype(scores.dtype, jnp.integer) and scores.dtype.itemsize >= 4
     keys = _integer_keys(scores) if is_wide else order_keys(-values)

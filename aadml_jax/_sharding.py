@@ -43,17 +43,39 @@ def take_rows(array: Array, rows: Array) -> Array:
     return array.at[rows].get(out_sharding=NamedSharding(sharding.mesh, spec))
 
 
-def like_rows_of(array: Array, other: Array) -> Array:
-    """`array` with the rows of `other` split as those are; `array` has as many."""
+@jax.jit  # op by op, `array` may be on no mesh yet
+def split_as(array: Array, other: Array) -> Array:
+    """`array` [N, ...] with its rows split as those of `other` [N, ...]."""
     sharding = jax.typeof(other).sharding
-    if not sharding.spec or sharding.spec[0] is None:
-        return array
+    if sharding.spec[0] is None:
+        return gathered(array)
+    if jax.typeof(array).sharding.spec[:1] == (sharding.spec[0],):
+        return split_by_rows(array)
+    if jax.typeof(array).sharding.mesh.empty:
+        # What is made on no mesh goes to that of `other`, which must not be dropped as unused.
+        array, _ = jax.lax.optimization_barrier((array, jax.lax.stop_gradient(other)))
     return jax.sharding.reshard(array, NamedSharding(sharding.mesh, P(sharding.spec[0])))
+
+
+def split_alike(*arrays: Array) -> tuple[Array, ...]:
+    """Arrays [N, ...], all split by rows as the first of them that is."""
+    split = next((x for x in arrays if jax.typeof(x).sharding.spec[0] is not None), arrays[0])
+    return tuple(split_as(array, split) for array in arrays)
 
 
 def num_parts(array: Array) -> int:
     """Over how many devices the rows are split."""
     sharding = jax.typeof(array).sharding
-    axes = sharding.spec[0] if array.ndim else None
+    axes = sharding.spec[0]
     names = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
     return math.prod(sharding.mesh.shape[name] for name in names)
+
+
+def as_blocks(array: Array, block_size: int, like: Array) -> Array:
+    """Rows [K · block, ...] as [K, block, ...], each block split as the rows of `like` are."""
+    whole = gathered(array)
+    blocks = whole.reshape(-1, block_size, *whole.shape[1:])
+    sharding = jax.typeof(like).sharding
+    if sharding.spec[0] is None:
+        return blocks
+    return jax.sharding.reshard(blocks, NamedSharding(sharding.mesh, P(None, sharding.spec[0])))

@@ -27,7 +27,8 @@ from aadml_jax._arrays import (
     check_count,
     known_values,
 )
-from aadml_jax.graphs import anchor_rows, correlation_graph
+from aadml_jax._sharding import take_rows
+from aadml_jax.graphs import correlation_graph, of_anchors
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -204,11 +205,11 @@ def anchor_aware_proxies(
         rows=rows,
         references=references,
     )
-    anchors = embeddings[anchor_rows(rows, embeddings.shape[0])]
+    anchors = of_anchors(embeddings, rows)
     if attention == "neighbor" and places == 1:
         return anchors
     sources = embeddings if references is None else references
-    others = sources[graph.indices[:, 1:]]
+    others = take_rows(sources, graph.indices[:, 1:])
     if not neighbor_gradient:
         others = jax.lax.stop_gradient(others)
     neighbors = jnp.concatenate([anchors[:, None], others], axis=1)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from aadml_jax._arrays import Array, as_float, as_labels, check_count
+from aadml_jax._sharding import split_as, split_by_rows, take_rows
 from aadml_jax.similarity import cosine_similarity, same_label
 
 
@@ -39,6 +40,13 @@ def anchor_rows(rows: Array | None, num_samples: int) -> Array:
         raise ValueError(f"rows must be integers [R]; got {rows.dtype} of shape {rows.shape}")
     rows = rows.astype(jnp.int32)
     return jnp.where(rows < 0, rows + num_samples, rows)
+
+
+def of_anchors(array: Array, rows: Array | None) -> Array:
+    """The rows [R, ...] of the anchors numbered `rows`; None is all."""
+    if rows is None:
+        return split_by_rows(array)
+    return take_rows(array, anchor_rows(rows, array.shape[0]))
 
 
 def correlation_graph(
@@ -86,14 +94,15 @@ def correlation_graph(
             f"references must be {embeddings.shape}, as embeddings; got {jnp.shape(references)}"
         )
     num_samples = embeddings.shape[0]
-    rows = anchor_rows(rows, num_samples)
-    anchors = embeddings[rows]
+    anchors = of_anchors(embeddings, rows)
+    own_labels = split_as(of_anchors(labels, rows), anchors)
+    rows = split_as(anchor_rows(rows, num_samples), anchors)
     similarity = cosine_similarity(anchors, embeddings if references is None else references)
 
     # Adding 0 would not do: compilers drop it, and top_k orders -0.0 below 0.0.
     candidates = jnp.where(similarity == 0, 0, jax.lax.stop_gradient(similarity))
     if same_class:
-        candidates = jnp.where(same_label(labels[rows], labels), candidates, -jnp.inf)
+        candidates = jnp.where(same_label(own_labels, labels), candidates, -jnp.inf)
     if references is None:
         is_anchor = rows[:, None] == jnp.arange(num_samples, dtype=jnp.int32)[None, :]
         candidates = jnp.where(is_anchor, -jnp.inf, candidates)

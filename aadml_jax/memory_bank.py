@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from aadml_jax._arrays import Array, as_labels, check_count
+from aadml_jax._sharding import split_as, take_rows
 
 
 class Memory(NamedTuple):
@@ -98,16 +99,23 @@ def update_memory(memory: Memory, embeddings: Array, labels: Array) -> Memory:
             f"{memory.embeddings.shape}; got {embeddings.shape} and {labels.shape}"
         )
     num_new = embeddings.shape[0]
-    skipped = max(0, num_new - size)
-    kept = jnp.arange(skipped, num_new, dtype=jnp.int32)
-    places = (memory.next_place + kept) % size
+    kept = min(num_new, size)
+    # Which of the kept rows comes to each place, counted round the ring from where the first goes.
+    first = memory.next_place + (num_new - kept)
+    source = (jnp.arange(size, dtype=jnp.int32) - first) % size
+    is_new = source < kept
+    source = jnp.where(is_new, source + (num_new - kept), 0)
 
     def write(old: Array, new: Array) -> Array:
-        return old.at[places].set(new[skipped:].astype(old.dtype), unique_indices=True)
+        if not kept:
+            return old
+        written = split_as(take_rows(new.astype(old.dtype), source), old)
+        is_written = split_as(is_new, old).reshape(-1, *[1] * (old.ndim - 1))
+        return jnp.where(is_written, written, old)
 
     return Memory(
         embeddings=write(memory.embeddings, jax.lax.stop_gradient(embeddings)),
         labels=write(memory.labels, labels),
-        is_filled=memory.is_filled.at[places].set(True),
+        is_filled=memory.is_filled | is_new,
         next_place=(memory.next_place + num_new) % size,
     )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from aadml_jax._arrays import Array, check_count
+from aadml_jax._sharding import as_blocks, gathered, num_parts, split_alike, split_as
 
 
 def in_row_blocks(fn: Callable[[Any, Array], Any], anchors: Any, *, block_size: int) -> Any:
@@ -31,7 +32,8 @@ def in_row_blocks(fn: Callable[[Any, Array], Any], anchors: Any, *, block_size: 
         close over other arrays, which are differentiated as well.
       anchors: [N, ...], or a pytree of such arrays.
       block_size: rows per block ≥ 1, static. The last block is filled up by repeating the last
-        row, and what `fn` returns for the filling is dropped.
+        row, and what `fn` returns for the filling is dropped. Where rows are split over the devices
+        of an explicit mesh, so is each block; its size is then a multiple of their number.
 
     Returns:
       What `fn` returns, with N in place of block.
@@ -44,23 +46,32 @@ def in_row_blocks(fn: Callable[[Any, Array], Any], anchors: Any, *, block_size: 
         raise ValueError(f"anchors must share a leading axis; got shapes {shapes}")
     block_size = check_count(block_size, "block_size", shapes[0])
     num_rows = shapes[0][0]
-    block_size = max(1, min(block_size, num_rows))
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, anchors))
+    leaves = split_alike(*leaves)
+    parts = num_parts(leaves[0])
+    block_size = max(1, min(block_size, num_rows) // parts) * parts
     num_blocks = -(-num_rows // block_size)
 
     filling = num_blocks * block_size - num_rows
 
-    def in_blocks(leaf: Any) -> Array:
+    def in_blocks(leaf: Array) -> Array:
         # Repeating the last row keeps the filling free of the NaNs that zeros may cause.
-        leaf = jnp.asarray(leaf)
         if filling:
-            leaf = jnp.pad(leaf, [(0, filling)] + [(0, 0)] * (leaf.ndim - 1), mode="edge")
-        return leaf.reshape(num_blocks, block_size, *leaf.shape[1:])
+            padding = [(0, filling)] + [(0, 0)] * (leaf.ndim - 1)
+            leaf = jnp.pad(gathered(leaf), padding, mode="edge")
+        return as_blocks(leaf, block_size, like=leaves[0])
 
-    rows = jnp.arange(num_rows, dtype=jnp.int32)
+    def in_rows(leaf: Array) -> Array:
+        flat = gathered(leaf).reshape(num_blocks * block_size, *leaf.shape[2:])
+        return split_as(flat[:num_rows], leaves[0])
+
+    # Row numbers stay whole, so that `fn` may index whole arrays by them.
+    rows = jnp.pad(jnp.arange(num_rows, dtype=jnp.int32), (0, filling), mode="edge")
     blocks = jax.lax.map(
         lambda block: jax.checkpoint(fn)(*block),
-        (jax.tree.map(in_blocks, anchors), in_blocks(rows)),
+        (
+            jax.tree.unflatten(structure, [in_blocks(leaf) for leaf in leaves]),
+            rows.reshape(num_blocks, block_size),
+        ),
     )
-    return jax.tree.map(
-        lambda leaf: leaf.reshape(num_blocks * block_size, *leaf.shape[2:])[:num_rows], blocks
-    )
+    return jax.tree.map(in_rows, blocks)

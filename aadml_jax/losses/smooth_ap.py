@@ -15,6 +15,7 @@ from aadml_jax._arrays import (
     without_impossible,
 )
 from aadml_jax._ordering import columns_of, running_sum
+from aadml_jax._sharding import split_as
 
 # Positives compared with the whole row at a time: 4 keep the memory at a few times that of the row.
 _POSITIVES_AT_ONCE = 4
@@ -70,6 +71,7 @@ def _smooth_ap(
     # Made from the data: under shard_map what a loop carries must differ by device from the start.
     zero = 0 * most
     zeros = jnp.zeros_like(similarities) + zero.astype(similarities.dtype)
+    zeros = split_as(zeros, similarities)
     of_row = zeros[:, 0]
     carry = (of_row, zeros, of_row) if with_derivatives else (of_row, None, None)
     # Counted turn by turn: XLA of JAX 0.10 takes a loop from 0 to a constant 1 in steps of 4 for
