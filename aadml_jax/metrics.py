@@ -43,7 +43,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from aadml_jax import _host_ranking, _ranking
-from aadml_jax._arrays import Array, ReduceFn, as_labels, as_pairs, check_count, reduce_rows
+from aadml_jax._arrays import (
+    Array,
+    ReduceFn,
+    as_labels,
+    as_mask,
+    as_pairs,
+    check_count,
+    reduce_rows,
+)
 from aadml_jax._sharding import gathered
 from aadml_jax.row_blocks import in_row_blocks
 from aadml_jax.similarity import cosine_similarity, posterior_similarity, same_label
@@ -155,8 +163,8 @@ def _per_query(
 ) -> Array:
     if not isinstance(scores, jax.Array):
         scores = np.asarray(scores)
-    relevance = jnp.asarray(relevance)
-    where = None if where is None else jnp.asarray(where)
+    relevance = as_mask(relevance, scores.shape, "relevance")
+    where = None if where is None else as_mask(where, scores.shape, "where")
     is_numpy = isinstance(scores, np.ndarray)
     if _is_traced(scores, relevance, where):
         if is_numpy and scores.ndim == 2 and scores.dtype.itemsize == 8 and _rounds(scores):

@@ -303,7 +303,7 @@ def euclidean_distance(a: Array, b: Array) -> Array:
     Raises:
       ValueError: if the shapes are not [N, D] and [M, D].
     """
-    return _root_of_squares(*as_embeddings(a, b))
+    return _root_of_squares(*_as_queries_and_gallery(a, b))
 
 
 def same_label(a: Array, b: Array) -> Array:

@@ -291,3 +291,28 @@ def test_k_outside_the_gallery_raises(name, k, message):
     scores, relevance, _ = case(14)
     with pytest.raises(ValueError, match=message):
         getattr(aa, name)(scores, relevance, k=k)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "average_precision",
+        "mean_average_precision",
+        "prefix_average_precision",
+        "precision_at",
+        "recall_at",
+    ],
+)
+@pytest.mark.parametrize("culprit", ["relevance", "where"])
+def test_masks_of_other_codings_are_refused_by_name(name, culprit):
+    scores = np.random.default_rng(0).normal(size=(3, 4))
+    relevant = np.array([[True, False, True, True]] * 3)
+    metric = functools.partial(getattr(aa, name), **({"k": 2} if name.endswith("_at") else {}))
+    masks = {"relevance": relevant, "where": np.ones((3, 4), bool)}
+    for wrong in (np.where(relevant, 1, -1), 2 * relevant, jnp.asarray(2 * relevant)):
+        with pytest.raises(
+            ValueError, match=rf"{culprit} of shape \(3, 4\) must hold 0 and 1 alone"
+        ):
+            metric(scores, **(masks | {culprit: wrong}))
+    with pytest.raises(ValueError, match=f"{culprit} must be bool; got float64"):
+        metric(scores, **(masks | {culprit: relevant * 0.5}))
