@@ -14,6 +14,8 @@ from absl import logging
 
 from aadml_jax.errors import UserError
 
+# What the system says of a disk or a network drive that gives no data.
+_OF_THE_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV)
 # A path object of gs://bucket/run has lost the second slash.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -103,6 +105,49 @@ def require_readable_file(path: pathlib.Path, kind: str) -> os.stat_result:
             f"{str(path)!r} cannot be read ({reason}); check the path and its permissions"
         ) from error
     return status
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Says in one line what the operating system says while a file is read.
+
+    Errors without a number of the operating system are a format's own, about its content, and pass.
+
+    Raises:
+      UserError: The system cannot read the file, or memory does not suffice.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(
+            f"{path} needs more memory than there is; close other programs, or use a machine that "
+            "has more"
+        ) from error
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        # zipfile makes one error of its own of whatever the system says.
+        cause = getattr(error.__context__, "errno", None)
+        if number is None and cause not in _OF_THE_DISK:
+            raise
+        raise system_refusal(path, cause if number is None else number) from error
+
+
+def system_refusal(path: str | os.PathLike[str], number: int) -> UserError:
+    """What to say of a file that the operating system does not read.
+
+    Args:
+      path: Of the file, or what the message calls it.
+      number: Of the system's error (errno).
+    """
+    remedy = {
+        errno.EACCES: "check its permissions",
+        errno.EPERM: "check its permissions",
+        errno.ENOENT: "check the path",
+        errno.EMFILE: "close other files, or raise the limit by ulimit -n",
+        errno.ENFILE: "close other programs",
+        errno.ENOMEM: "close other programs, or use a machine that has more memory",
+    }.get(number, "check the disk or the network drive that holds it, and try again")
+    return UserError(f"{path} cannot be read ({os.strerror(number)}); {remedy}")
 
 
 def read_at_most(file: IO[bytes], size: int) -> bytearray:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aadml_jax._files import local_path, require_readable_file
+from aadml_jax._files import local_path, reading, require_readable_file
+from aadml_jax.data.file_kinds import ZIP, first_bytes, require_no_other_kind
 from aadml_jax.data.idx import read_idx
 from aadml_jax.data.paired_features import PairedFeatures
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
@@ -142,11 +143,14 @@ def _wav_files(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
         for file in sorted(path.rglob("*.wav")):
             status = require_readable_file(file, "a WAV file")
             _require_small(path, file.name, status.st_size)
-            yield str(file.relative_to(path)), file.read_bytes()
+            with reading(file):
+                content = file.read_bytes()
+            yield str(file.relative_to(path)), content
         return
     require_readable_file(path, "the archive of the recordings")
+    require_no_other_kind(str(path), first_bytes(path), "the zip archive of the recordings", ZIP)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with reading(path), zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if entry.filename.endswith(".wav"):
                     _require_small(path, entry.filename, entry.file_size)

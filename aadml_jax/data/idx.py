@@ -7,7 +7,8 @@ import zlib
 
 import numpy as np
 
-from aadml_jax._files import local_path, read_at_most, require_readable_file
+from aadml_jax._files import local_path, read_at_most, reading, require_readable_file
+from aadml_jax.data.file_kinds import GZIP, START_BYTES, first_bytes, kind_of
 from aadml_jax.errors import UserError, one_line
 
 _UNSIGNED_BYTE = 8
@@ -33,14 +34,19 @@ def read_idx(path: str | os.PathLike[str], *, num_dimensions: int) -> np.ndarray
     path = local_path(path)
     require_readable_file(path, "an IDX file")
     try:
-        with open(path, "rb") as raw:
-            is_compressed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if is_compressed else open(path, "rb") as file:
+        start = first_bytes(path)
+        is_compressed = kind_of(start) is GZIP
+        with reading(path), gzip.open(path) if is_compressed else open(path, "rb") as file:
             magic = file.read(4)
             if magic != bytes([0, 0, _UNSIGNED_BYTE, num_dimensions]):
+                kind = kind_of(magic + file.read(START_BYTES - 4))
+                found = f"{kind.name} that begins" if kind else "it begins"
+                remedy = (kind and kind.remedy) or (
+                    "give the file of that kind" if kind else "fetch it again"
+                )
                 raise UserError(
-                    f"{path} is no IDX file of unsigned bytes in {num_dimensions} dimensions (it "
-                    f"begins with {magic.hex(' ') or 'nothing'}); fetch it again"
+                    f"{path} is no IDX file of unsigned bytes in {num_dimensions} dimensions "
+                    f"({found} with {magic.hex(' ') or 'nothing'}); {remedy}"
                 )
             header = file.read(4 * num_dimensions)
             if len(header) != 4 * num_dimensions:

@@ -13,7 +13,15 @@ from typing import IO
 
 import numpy as np
 
-from aadml_jax._files import read_at_most, require_readable_file
+from aadml_jax._files import read_at_most, reading, require_readable_file
+from aadml_jax.data.file_kinds import (
+    NPY,
+    NPZ,
+    START_BYTES,
+    ZIP,
+    first_bytes,
+    require_no_other_kind,
+)
 from aadml_jax.data.validation import require_real_dtype
 from aadml_jax.errors import UserError, one_line
 
@@ -23,6 +31,7 @@ _HEADER_BYTES = 2**14
 # Of a shape in a message.
 _LISTED_CHARACTERS = 80
 _MOST_DIMENSIONS = 8
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
 def read_npy(path: pathlib.Path) -> np.ndarray:
@@ -32,7 +41,7 @@ def read_npy(path: pathlib.Path) -> np.ndarray:
       UserError: The file can't be read, is damaged, or holds no numbers or too many.
     """
     size = require_readable_file(path, "a .npy file").st_size
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         return _read_array(file, size, str(path))
 
 
@@ -40,11 +49,12 @@ def read_npz(path: pathlib.Path, keys: tuple[str, ...]) -> tuple[np.ndarray, ...
     """The arrays under some keys of a .npz file, of any real dtype.
 
     Raises:
-      UserError: As `read_npy`, or if a key is missing or stands twice.
+      UserError: As `read_npy`, or if a key is missing, stands twice, or is encrypted.
     """
     require_readable_file(path, "a .npz file")
+    require_no_other_kind(str(path), first_bytes(path), "a .npz file", NPZ, ZIP)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with reading(path), zipfile.ZipFile(path) as archive:
             return tuple(_read_member(archive, path, key) for key in keys)
     except UserError:
         raise
@@ -58,6 +68,13 @@ def _read_member(archive: zipfile.ZipFile, path: pathlib.Path, key: str) -> np.n
         there = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:10]) or "none"
         number = "stands several times" if entries else "is missing"
         raise UserError(f"{path}: key {key} {number} (keys there: {there}); write it anew")
+    if entries[0].flag_bits & 1:
+        raise UserError(f"{path}: key {key} is encrypted; write it anew without a password")
+    if entries[0].compress_type not in _METHODS:
+        raise UserError(
+            f"{path}: key {key} is compressed by method {entries[0].compress_type} of zip, which "
+            "is not read; write it anew by numpy.savez_compressed"
+        )
     with archive.open(entries[0]) as file:
         array = _read_array(file, entries[0].file_size, f"{path}: {key}")
         # Only at the end of the member its checksum is compared.
@@ -69,12 +86,18 @@ def _read_array(file: IO[bytes], size: int, what: str) -> np.ndarray:
     """Reads an array from a file of `size` bytes."""
     # A header may announce four gigabytes of itself.
     start = io.BytesIO(read_at_most(file, _HEADER_BYTES))
+    require_no_other_kind(what, start.getvalue()[:START_BYTES], "a .npy array", NPY)
     try:
         shape, is_fortran, dtype = _read_header(start)
     except Exception as error:  # a header is Python source, and may hold anything
         raise UserError(
             f"{what} is no sound .npy array ({one_line(error)}); write it anew"
         ) from error
+    if dtype.hasobject:
+        raise UserError(
+            f"{what} must hold real numbers, got dtype {dtype}: objects are pickled, and loading "
+            "them runs code; store a float32 array"
+        )
     require_real_dtype(dtype, what=what)
     listed = str(shape)[:_LISTED_CHARACTERS]
     if 0 in shape:

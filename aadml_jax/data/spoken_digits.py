@@ -5,6 +5,7 @@ import wave
 
 import numpy as np
 
+from aadml_jax.data.file_kinds import EMPTY, START_BYTES, ZEROS, kind_of
 from aadml_jax.errors import UserError, one_line
 
 SAMPLE_RATE = 8000
@@ -18,6 +19,7 @@ _LOWEST_HERTZ, _HIGHEST_HERTZ = 125.0, 3800.0
 _LOG_OFFSET = 0.01
 # A minute: recordings of single digits take a second or two.
 _LONGEST_SAMPLES = 60 * SAMPLE_RATE
+_CONVERT = f"convert it to WAV of 1 channel, 16 bits and {SAMPLE_RATE} Hz"
 
 
 def read_recording(content: bytes, *, what: str) -> np.ndarray:
@@ -36,13 +38,21 @@ def read_recording(content: bytes, *, what: str) -> np.ndarray:
             num_samples = file.getnframes()
             samples = file.readframes(min(num_samples, _LONGEST_SAMPLES + 1))
     except Exception as error:  # of several kinds, by where the file is damaged
-        raise UserError(
-            f"{what} is no sound WAV file ({one_line(error)}); fetch it again"
-        ) from error
+        kind = kind_of(content[:START_BYTES])
+        remedy = "fetch it again"
+        if kind in (None, EMPTY, ZEROS):
+            reason = one_line(error)
+        elif kind.name.startswith("a WAV"):
+            reason = one_line(error)
+            if "format" in reason:  # of the samples, such as numbers with a point
+                remedy = _CONVERT
+        else:
+            reason, remedy = f"it is {kind.name}", kind.remedy or _CONVERT
+        raise UserError(f"{what} is no sound WAV file ({reason}); {remedy}") from error
     if form != (1, 16, SAMPLE_RATE):
         raise UserError(
             f"{what} has {form[0]} channels of {form[1]} bits at {form[2]} Hz; 1 channel of 16 "
-            f"bits at {SAMPLE_RATE} Hz is needed"
+            f"bits at {SAMPLE_RATE} Hz is needed, convert it"
         )
     if len(samples) != 2 * num_samples or not num_samples:
         raise UserError(

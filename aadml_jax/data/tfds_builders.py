@@ -39,10 +39,9 @@ from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset
 from aadml_jax.data.staging import stage
 from aadml_jax.data.standardization import LARGEST_DEVIATION, measure_standardization
 from aadml_jax.data.summary import DatasetSummary
-from aadml_jax.data.tfds_folders import VERSION, metadata_of
+from aadml_jax.data.tfds_folders import FILE_FORMAT, VERSION, metadata_of
 from aadml_jax.errors import UserError, one_line
 
-_FORMAT = "array_record"
 # What av_digits downloads: size, SHA-256 and file name by address.
 _PINS = tfds.download.checksums.load_url_infos(pathlib.Path(__file__).with_name("checksums.tsv"))
 
@@ -71,10 +70,10 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
         self.source = source
         self.spec = spec or DATASETS["features" if source else self.name]
         self.summary: DatasetSummary | None = None
-        file_format = options.pop("file_format", None) or _FORMAT
-        if getattr(file_format, "value", file_format) != _FORMAT:
+        file_format = options.pop("file_format", None) or FILE_FORMAT
+        if getattr(file_format, "value", file_format) != FILE_FORMAT:
             raise UserError(f"file_format={file_format} is not written; leave it out")
-        super().__init__(file_format=_FORMAT, **options)
+        super().__init__(file_format=FILE_FORMAT, **options)
 
     def open_source(self, dl_manager: tfds.download.DownloadManager) -> RetrievalDataset:
         """Opens the data to write, where they were not given."""

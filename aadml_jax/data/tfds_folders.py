@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from aadml_jax._files import local_path, require_readable_file
+from aadml_jax._files import local_path, require_readable_file, system_refusal
 from aadml_jax.data.catalog import DATASETS
 from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset
 from aadml_jax.data.shards import SPLITS, open_shards
@@ -24,6 +24,7 @@ from aadml_jax.data.standardization import FeatureStandardization
 from aadml_jax.errors import UserError, one_line
 
 VERSION = "1.0.0"
+FILE_FORMAT = "array_record"
 
 _LABELS = tuple(f"{split}_labels" for split in SPLITS)
 # Data sets that a message names.
@@ -73,6 +74,7 @@ def open_tfds_folder(
             require_readable_file(path, "a file of the data set")
     try:
         builder = tfds.builder_from_directory(folder)
+        _require_own_format(builder.info, folder)
         metadata = dict(builder.info.metadata or {})
         num_classes = int(metadata["num_classes"])
         arrays = {key: _decoded(metadata[key]) for key in (*_LABELS, *_STATISTICS)}
@@ -101,11 +103,16 @@ def open_tfds_folder(
             raise ValueError(f"{num_classes} classes in one place, {label.num_classes} in another")
         # TFDS numbers classes that have no names.
         class_names = () if label.names == [str(n) for n in range(num_classes)] else label.names
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(
-            f"{folder} does not say {error}; write it anew with python -m experiments.prepare"
+            f"{folder} does not say {error}, as a folder does that another builder or version "
+            "wrote; write it anew with python -m experiments.prepare"
         ) from error
     except Exception as error:  # whatever damaged JSON makes its readers raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise system_refusal(folder, error.errno) from error
         raise UserError(f"{folder} is damaged ({one_line(error)}); write it anew") from error
     train, test = (
         open_shards(
@@ -128,6 +135,15 @@ def open_tfds_folder(
         class_names=tuple(class_names),
         source_files=tuple(str(path) for of_split in paths.values() for path in of_split),
     )
+
+
+def _require_own_format(info: tfds.core.DatasetInfo, folder: pathlib.Path) -> None:
+    file_format = info.file_format
+    if file_format is not None and file_format.value != FILE_FORMAT:
+        raise UserError(
+            f"{folder} is stored as {file_format.value}, but only {FILE_FORMAT} is read; write it "
+            "anew with python -m experiments.prepare"
+        )
 
 
 def newest_version(data_dir: str | os.PathLike[str], name: str) -> pathlib.Path:

@@ -20,7 +20,8 @@ import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from aadml_jax._files import local_path, require_readable_file
+from aadml_jax._files import local_path, reading, require_readable_file
+from aadml_jax.data.file_kinds import GZIP, START_BYTES, ZEROS, kind_of
 from aadml_jax.data.paired_features import StoredFeatures
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
 from aadml_jax.errors import UserError, one_line
@@ -127,17 +128,17 @@ def _listed(files: Sequence[str | os.PathLike[str]]) -> str:
 def _records(path: pathlib.Path) -> Iterator[tuple[_Place, bytes]]:
     """Place and content of each record of a file, checked against their sums."""
     size = require_readable_file(path, "a TFRecord file").st_size
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         offset = 0
         while offset < size:
             what = f"{path}: the record at byte {offset}"
             header = file.read(_HEADER.size)
-            if header[:2] == b"\x1f\x8b" and not offset:
-                raise UserError(f"{path} is compressed; decompress it by gunzip")
             if len(header) < _HEADER.size:
                 raise UserError(f"{what} is cut off; fetch the file again")
             length, length_crc = _HEADER.unpack(header)
             if _masked_crc(header[:8]) != length_crc:
+                if not offset:
+                    _require_no_other_kind(path, header + file.read(START_BYTES))
                 raise UserError(f"{what} is damaged (its length); fetch the file again")
             start = offset + _HEADER.size
             end = start + length + _FOOTER.size
@@ -147,6 +148,20 @@ def _records(path: pathlib.Path) -> Iterator[tuple[_Place, bytes]]:
                 raise UserError(f"{what} is cut off; fetch the file again")
             yield _Place(path, start, length), _read_content(file, length, what)
             offset = end
+
+
+def _require_no_other_kind(path: pathlib.Path, start: bytes) -> None:
+    """Refuses files that do not begin with a record for they are compressed, or something else."""
+    kind = kind_of(start)
+    is_zlib = start[0] == 0x78 and int.from_bytes(start[:2], "big") % 31 == 0
+    if kind is GZIP or (kind is None and is_zlib):
+        remedy = "gunzip" if kind is GZIP else "zlib.decompress of Python"
+        raise UserError(f"{path} is compressed; decompress it by {remedy}")
+    if kind is not None and kind is not ZEROS:
+        raise UserError(
+            f"{path} is {kind.name}, not a TFRecord file (at byte 0 stands no record, its length "
+            f"does not fit its sum); {kind.remedy or 'give TFRecord files'}"
+        )
 
 
 def _read_content(file: IO[bytes], length: int, what: str) -> bytes:
@@ -223,7 +238,7 @@ def _read_rows(
     number = 0
     for path, group in itertools.groupby(chosen, lambda place: place.path):
         require_readable_file(path, "a TFRecord file")
-        with open(path, "rb") as file:
+        with reading(path), open(path, "rb") as file:
             for place in group:
                 what = f"{path}: the record at byte {place.offset - _HEADER.size}"
                 file.seek(place.offset)

@@ -5,6 +5,7 @@ import io
 import os
 import struct
 import zipfile
+import zlib
 
 import numpy as np
 from damaged_features import Damaged
@@ -79,7 +80,18 @@ RECORDS = {
     "record longer than the file": (records(length_field(2**20) + bytes(99)), ["cut off"]),
     "record file of zeros": (records(bytes(4096)), ["byte 0", "its length"]),
     "record file compressed": (records(gzip.compress(SOUND_RECORDS)), ["is compressed"]),
-    "record file of text": (records(b"<html>quota exceeded</html>"), ["byte 0", "its length"]),
+    "record file of text": (
+        records(b"<html>quota exceeded</html>"),
+        ["byte 0", "its length", "a web page, not a TFRecord file"],
+    ),
+    "record file compressed by zlib": (
+        records(zlib.compress(SOUND_RECORDS)),
+        ["is compressed", "zlib.decompress"],
+    ),
+    "record file of HDF5": (
+        records(b"\x89HDF\r\n\x1a\n" + bytes(99)),
+        ["an HDF5 file, not a TFRecord file"],
+    ),
     "record of no Example": (records(record(b"\xff" * 40)), ["record 0 is no Example"]),
     "record of nothing": (records(record(b"")), ["record 0 lacks id", "there: none"]),
     "record Example cut": (records(record(video(0)[:-3])), ["record 0"]),
@@ -198,6 +210,11 @@ WAVS = {
         }.items()
     },
     "wav of text": (one_wav(b"<html>quota exceeded</html>"), [NAME, "no sound WAV"]),
+    "wav of FLAC": (one_wav(b"fLaC" + bytes(99)), [NAME, "a FLAC recording", "convert it to WAV"]),
+    "wav that Git keeps": (
+        one_wav(b"version https://git-lfs.github.com/spec/v1\noid sha256:0"),
+        [NAME, "git lfs pull"],
+    ),
     "wav of zeros": (one_wav(bytes(999)), [NAME, "no sound WAV"]),
     "wav of no samples": (one_wav(wav([])), [NAME, "0 samples"]),
     "wav of two channels": (one_wav(wav([1] * 999, channels=2)), [NAME, "2 channels"]),
@@ -205,7 +222,10 @@ WAVS = {
     "wav of another rate": (one_wav(wav([1] * 999, rate=44100)), [NAME, "44100 Hz"]),
     "wav of no rate": (one_wav(wav([1] * 999, rate=0)), [NAME]),
     "wav of no channels": (one_wav(wav([1] * 999, channels=0)), [NAME]),
-    "wav of floats": (one_wav(SOUND_WAV[:20] + b"\3" + SOUND_WAV[21:]), [NAME, "format"]),
+    "wav of floats": (
+        one_wav(SOUND_WAV[:20] + b"\3" + SOUND_WAV[21:]),
+        [NAME, "format", "convert it to WAV"],
+    ),
     "wav huge by its header": (
         one_wav(SOUND_WAV[:40] + b"\xfe\xff\xff\x7f" + SOUND_WAV[44:]),
         [NAME, "announces"],
@@ -249,6 +269,10 @@ WAVS = {
         [NAME, "has 268435456 bytes"],
     ),
     "zip of nothing": (in_zip(zipped({})), ["none named"]),
+    "zip is a tar": (
+        in_zip(bytes(257) + b"ustar" + bytes(250)),
+        ["a tar archive, not the zip archive of the recordings"],
+    ),
     "zip is a pipe": (in_zip(os.mkfifo), ["not a regular file"]),
     "zip is a loop of links": (in_zip(loop), ["symbolic links"]),
 }
@@ -264,7 +288,14 @@ IDX = {
         )
     },
     "idx longer": (images(PLAIN + b"\0"), ["announces 600 values and holds more"]),
-    "idx of text": (images(b"<html>"), ["is no IDX file", "begins with 3c 68 74 6d"]),
+    "idx of text": (
+        images(b"<html>"),
+        ["is no IDX file", "begins with 3c 68 74 6d", "a web page", "fetch it again"],
+    ),
+    "idx gzip of a tar": (
+        images(gzip.compress(bytes(257) + b"ustar" + bytes(250))),
+        ["is no IDX file", "a tar archive"],
+    ),
     "idx of floats": (images(idx_of(0, 0, 13, 3, 1, 1, 1)), ["begins with 00 00 0d 03"]),
     "idx of another rank": (images(idx(DIGITS)), ["in 3 dimensions"]),
     "idx huge": (images(idx_of(0, 0, 8, 3, *[2**32 - 1] * 3)), ["announces an array of shape"]),
