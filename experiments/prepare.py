@@ -211,6 +211,8 @@ def main() -> None:
             "  and, for rows that are read while training goes on, --input=stream"
         )
     print(summary.table(dataset.class_names, tuple(map(len, missing.values()))))
+    if any(dataset.averaged_over):
+        print(dataset.features_in_words())
     for split, ids in missing.items():
         if ids:
             more = ", …" if len(ids) > _LISTED else ""

@@ -58,8 +58,9 @@ def main() -> int:
     with RunFolder(config.workdir, is_writer=is_primary()) as folder:
         if folder.is_writer:
             print(
-                f"{dataset.name}{configuration.split_in_words(config)}: {len(dataset.train)} "
-                f"training and {len(dataset.test)} test pairs, {dataset.num_classes} classes; "
+                f"{dataset.name}{configuration.split_in_words(config)}: "
+                f"{dataset.features_in_words()} of {len(dataset.train)} training and "
+                f"{len(dataset.test)} test pairs, {dataset.num_classes} classes; "
                 f"{config.epochs} epoch{'s' * (config.epochs != 1)}, batch size "
                 f"{config.batch_size}, on {placement}; run folder {folder.path}",
                 flush=True,

@@ -74,7 +74,8 @@ class DatasetSpec:
         for a data set that isn't looked up in a folder.
       default_epochs: Passes over the training rows unless the user says otherwise.
       obtain: How to get the data, in full sentences.
-      dims: Numbers of audio and visual features, as published.
+      dims: Numbers of audio and visual features, as published; they tell which axis of a series is
+        that of the features.
       class_names: Names in label order, empty where unknown.
       homepage: Web page of the data set.
       citation: BibTeX.
@@ -355,7 +356,7 @@ def _open_published_file(
     path: str | os.PathLike[str], name: str, spec: DatasetSpec
 ) -> RetrievalDataset:
     """Opens the feature file of a data set of the catalogue."""
-    dataset = open_feature_file(path, num_classes=spec.num_classes, name=name)
+    dataset = open_feature_file(path, num_classes=spec.num_classes, name=name, dims=spec.dims)
     return dataclasses.replace(dataset, class_names=spec.class_names)
 
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aadml_jax._files import local_path, require_readable_file
+from aadml_jax._files import local_path, reading, require_readable_file
+from aadml_jax.data.file_kinds import EMPTY, ZEROS, first_bytes, kind_of
 from aadml_jax.data.npy_files import read_npy, read_npz
 from aadml_jax.data.paired_features import StoredFeatures
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
@@ -29,6 +30,8 @@ _SPLITS = ("train", "test")
 _MODALITIES = ("audio", "visual")
 _LONGEST_LINE = 2**20
 _LARGEST_CLASS = 2**16
+# Several class numbers in one cell, with something else between than semicolons.
+_NUMBERS = re.compile(r"[0-9]+(\s*[,/+&]\s*[0-9]+|\s+[0-9]+)+")
 # Missing clips that a message names.
 _LISTED = 3
 
@@ -100,7 +103,8 @@ def open_clip_files(
         )
     labels, num_classes, class_names = _as_class_labels(clips, clip_list, multi_label)
     files = [files_of[clip.clip_id] for clip in clips]
-    dims = tuple(len(vector) for vector in _read_clip(files[0]))
+    first = _read_clip(files[0])
+    dims = tuple(len(features.vector) for features in first)
     splits = {}
     for split in _SPLITS:
         rows = np.array([row for row, clip in enumerate(clips) if clip.split == split], np.int64)
@@ -130,6 +134,12 @@ def open_clip_files(
                 str(clip_list),
                 *(str(path) for paths in files for path in paths),
             ),
+            averaged_over=tuple(
+                f"time ({features.shape[0]} steps in the first clip)"
+                if len(features.shape) == 2 and features.shape[0] > 1
+                else ""
+                for features in first
+            ),
             **splits,
         ),
         missing,
@@ -139,13 +149,24 @@ def open_clip_files(
 def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
     """The clips of a list, checked one by one."""
     require_readable_file(path, "a CSV list of clips")
+    kind = kind_of(first_bytes(path))
+    if kind is not None and not kind.is_text and kind not in (EMPTY, ZEROS):
+        raise UserError(
+            f"{path} is {kind.name}, not UTF-8 text with commas between; "
+            f"{kind.remedy or 'give a CSV list of clips'}"
+        )
     lines_of_ids: dict[str, int] = {}
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(_lines(file, path), strict=True)
             header = [name.strip().lower().replace(" ", "_") for name in next(reader, [])]
             for column in COLUMNS:
                 if header.count(column) != 1:
+                    sign = _separator(header)
+                    if sign is not None:
+                        raise UserError(
+                            f"{path} is separated by {sign}; save it with commas between the cells"
+                        )
                     found = "names it twice" if column in header else "does not name it"
                     raise UserError(
                         f"{path}: the header needs the column {column} once and {found}; it reads "
@@ -177,6 +198,11 @@ def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
                 if split not in _SPLITS:
                     raise UserError(f"{where}: the split {split!r} must be {' or '.join(_SPLITS)}")
                 labels = tuple(part.strip() for part in label.split(";"))
+                if "|" in label or _NUMBERS.fullmatch(label):
+                    raise UserError(
+                        f"{where}: the label {label!r} holds several labels by its looks; they are "
+                        "separated by semicolons, and set --multi_label for them"
+                    )
                 if "" in labels or not label.isprintable():
                     raise UserError(
                         f"{where}: the label {label!r} names no class; write names on one line, "
@@ -191,6 +217,15 @@ def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
         ) from error
     if not lines_of_ids:
         raise UserError(f"{path} lists no clips; write one line for each")
+
+
+def _separator(header: list[str]) -> str | None:
+    """What separates the cells of a header instead of commas, in words."""
+    for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
+        parts = [part.strip('_"') for cell in header for part in cell.split(sign)]
+        if all(column in parts for column in COLUMNS):
+            return name
+    return None
 
 
 def _lines(file, path: pathlib.Path) -> Iterator[str]:
@@ -224,6 +259,12 @@ def _as_class_labels(
             "them alike"
         )
     if not all(are_numbers):
+        for clip in clips:
+            if "nan" in map(str.lower, clip.labels):
+                raise UserError(
+                    f"{path}, line {clip.line}: the label nan of {clip.clip_id!r} is what tables "
+                    "hold where a value is missing; name its class, or leave the line out"
+                )
         number_of = {name: number for number, name in enumerate(names)}
         num_classes = len(names)
     else:
@@ -257,8 +298,15 @@ def _files_of(folder: pathlib.Path, clip_id: str) -> tuple[pathlib.Path, ...] | 
     return None
 
 
-def _read_clip(paths: tuple[pathlib.Path, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Audio and visual vector of a clip, float32 [Da] and [Dv]."""
+class _ClipFeatures(NamedTuple):
+    """A clip's vector, float32 [D], and the shape that it was stored in, (D,) or (T, D)."""
+
+    vector: np.ndarray
+    shape: tuple[int, ...]
+
+
+def _read_clip(paths: tuple[pathlib.Path, ...]) -> tuple[_ClipFeatures, _ClipFeatures]:
+    """Audio and visual features of a clip."""
     arrays = read_npz(paths[0], _MODALITIES) if len(paths) == 1 else map(read_npy, paths)
     vectors = []
     for modality, array, path in zip(_MODALITIES, arrays, paths * 2, strict=False):
@@ -268,13 +316,19 @@ def _read_clip(paths: tuple[pathlib.Path, ...]) -> tuple[np.ndarray, np.ndarray]
                 f"{what} must have shape (D,) or (T, D), got {array.shape}; store a vector or a "
                 "series of vectors"
             )
+        if array.ndim == 2 and array.shape[1] == 1 < array.shape[0]:
+            raise UserError(
+                f"{what} has shape {array.shape}, which may be {len(array)} features or "
+                f"{len(array)} steps of one; store (D,), for features as features[:, 0], for steps "
+                "as features.mean(axis=0)"
+            )
         bad = NonFiniteRows(what)
         with np.errstate(over="ignore", invalid="ignore"):
             vector = array.mean(axis=0, dtype=np.float64) if array.ndim == 2 else array
         converted = as_float32(vector[None])
         bad.add(0, np.atleast_2d(array)[None], converted)
         bad.raise_if_any(1)
-        vectors.append(converted[0])
+        vectors.append(_ClipFeatures(converted[0], array.shape))
     return tuple(vectors)
 
 
@@ -284,11 +338,12 @@ def _read_rows(
     """Features of some clips, float32 [K, Da] and [K, Dv]."""
     features = tuple(np.empty((len(rows), dim), np.float32) for dim in dims)
     for place, row in enumerate(rows.tolist()):
-        for name, array, vector in zip(_MODALITIES, features, _read_clip(files[row]), strict=True):
-            if vector.shape != array.shape[1:]:
+        for name, array, clip in zip(_MODALITIES, features, _read_clip(files[row]), strict=True):
+            if clip.vector.shape != array.shape[1:]:
+                series = ", and store series as (T, D), time first" * (len(clip.shape) == 2)
                 raise UserError(
-                    f"{files[row][0]}: {name} features have {len(vector)} columns, but the first "
-                    f"clip's {array.shape[1]}; extract all with the same model"
+                    f"{files[row][0]}: {name} features have {len(clip.vector)} columns, but the "
+                    f"first clip's {array.shape[1]}; extract all with the same model{series}"
                 )
-            array[place] = vector
+            array[place] = clip.vector
     return features

@@ -130,7 +130,20 @@ def read_class_names(file: h5py.File, path: pathlib.Path, num_classes: int) -> t
             f"{num_classes} classes, or leave it out"
         )
     values = read_rows(array, slice(0, num_classes), what)
-    return tuple(value.decode(errors="replace") for value in values)
+    names = []
+    for number, value in enumerate(values):
+        try:
+            names.append(value.decode())
+        except UnicodeDecodeError:
+            raise UserError(
+                f"{what}: the name of class {number} is not UTF-8 text; write it as such"
+            ) from None
+        if names[-1] in names[:-1]:
+            raise UserError(
+                f"{what}: classes {names.index(names[-1])} and {number} are both called "
+                f"{names[-1]!r}; give each class a name of its own"
+            )
+    return tuple(names)
 
 
 def class_numbering(stored: tuple[StoredLabels, ...], num_classes: int | None) -> tuple[int, int]:

@@ -14,10 +14,10 @@ import numpy as np
 from aadml_jax.data.validation import (
     NonFiniteRows,
     as_float32,
-    class_numbers,
-    multi_hot_labels,
+    checked_labels,
     require_equal_lengths,
     require_real_dtype,
+    require_unmasked,
 )
 from aadml_jax.errors import UserError
 
@@ -34,8 +34,8 @@ class PairedFeatures:
       audio: Audio features, float32 [N, Da]. Other real dtypes are converted.
       visual: Visual features, float32 [N, Dv], row for row of the same clips.
       labels: Class of each clip, int32 [N], counted from 0; other integers, and floats without a
-        fractional part, are converted. Or multi-hot, bool [N, C], at least one class a clip;
-        numbers that are 0 or 1 are converted. The number of dimensions decides which.
+        fractional part, are converted. Or multi-hot, bool [N, C] with C > 1, at least one class a
+        clip; numbers that are 0 or 1 are converted. The number of dimensions decides which.
       name: What error messages call these rows, such as "train split of /data/vegas.h5".
 
     Raises:
@@ -53,9 +53,7 @@ class PairedFeatures:
         for field in ("audio", "visual"):
             what = f"{field} of {self.name}"
             object.__setattr__(self, field, _as_finite_float32(getattr(self, field), what))
-        labels = np.asarray(self.labels)
-        check = multi_hot_labels if labels.ndim == 2 else class_numbers
-        labels = check(labels, what=f"labels of {self.name}")
+        labels = checked_labels(self.labels, what=f"labels of {self.name}")
         object.__setattr__(self, "labels", labels)
         require_equal_lengths(
             {"audio": len(self.audio), "visual": len(self.visual), "labels": len(labels)},
@@ -119,7 +117,8 @@ class StoredFeatures:
     """N clips of which only the labels are in memory.
 
     Attributes:
-      labels: Class of each clip, int32 [N], counted from 0; or multi-hot, bool [N, C].
+      labels: Class of each clip, int32 [N], counted from 0; or multi-hot, bool [N, C]. Other forms
+        are converted as `PairedFeatures` does.
       audio_dim: Number of audio features, Da.
       visual_dim: Number of visual features, Dv.
       read: Gives the audio and the visual features, real [K, Da] and [K, Dv], of rows of the
@@ -136,6 +135,13 @@ class StoredFeatures:
     rows: np.ndarray
     name: str
     random_access: bool = False
+
+    def __post_init__(self):
+        # What is already in this form was checked, or is checked with the number of classes.
+        if (self.labels.ndim, self.labels.dtype) not in ((1, np.int32), (2, bool)):
+            labels = checked_labels(self.labels, what=f"labels of {self.name}")
+            object.__setattr__(self, "labels", labels)
+        require_equal_lengths({"labels": len(self.labels), "rows": len(self.rows)}, what=self.name)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -177,9 +183,13 @@ class StoredFeatures:
 
 def _as_finite_float32(features: np.ndarray, what: str) -> np.ndarray:
     """Checks a feature matrix and converts it to float32 [N, D]."""
+    require_unmasked(features, what=what)
     features = np.asarray(features)
     if features.ndim != 2:
-        raise UserError(f"{what} must be a matrix, one row per clip, got shape {features.shape}")
+        raise UserError(
+            f"{what} must be a matrix, one row per clip, got shape {features.shape}; average "
+            "series over time, and drop an axis of length 1 by features[..., 0]"
+        )
     require_real_dtype(features.dtype, what=what)
     if 0 in features.shape:
         raise UserError(

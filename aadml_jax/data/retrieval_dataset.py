@@ -10,6 +10,7 @@ from aadml_jax.data.paired_features import DIGEST_BYTES, PairedFeatures, StoredF
 from aadml_jax.data.standardization import FeatureStandardization
 from aadml_jax.data.strata import class_balanced_rows
 from aadml_jax.data.validation import (
+    require_a_class,
     require_columns,
     require_every_class,
     require_labels_in_range,
@@ -52,13 +53,15 @@ class RetrievalDataset:
       prepared: Facts about these very rows that are known beforehand.
       class_names: Names in label order, empty where unknown.
       source_files: Absolute paths of the files from which rows are read, empty without files.
+      averaged_over: Of audio and of visual features, what was averaged away when they were read, in
+        words such as "10 time steps"; empty where they are stored as vectors.
 
     Raises:
       UserError: There are fewer than two classes, the splits differ in their numbers of features
         or in the kind of their labels, a label is C or above, multi-hot labels don't have C
         columns, or a class number is absent from training.
-      ValueError: The posteriors have another shape than [len(test), C], or there are names, but not
-        of each class.
+      ValueError: The posteriors have another shape than [len(test), C] or are no probabilities, or
+        there are names, but not of each class.
     """
 
     name: str
@@ -70,6 +73,7 @@ class RetrievalDataset:
     prepared: PreparedFacts | None = None
     class_names: tuple[str, ...] = ()
     source_files: tuple[str, ...] = ()
+    averaged_over: tuple[str, str] = ("", "")
 
     def __post_init__(self):
         for field in ("audio", "visual"):
@@ -98,6 +102,8 @@ class RetrievalDataset:
         check = require_columns if self.is_multi_label else require_labels_in_range
         for split in (self.train, self.test):
             check(split.labels, self.num_classes, what=f"labels of {split.name}")
+            if self.is_multi_label:
+                require_a_class(split.labels, what=f"labels of {split.name}")
         if not self.is_multi_label:
             require_every_class(
                 self.train.labels, self.num_classes, what=f"labels of {self.train.name}"
@@ -108,6 +114,11 @@ class RetrievalDataset:
                 raise ValueError(
                     f"test_posteriors of {self.name} must have shape {expected}, "
                     f"got {np.shape(posteriors)}"
+                )
+            if not ((posteriors >= 0) & (posteriors <= 1)).all():
+                raise ValueError(
+                    f"test_posteriors of {self.name} must be probabilities, got values from "
+                    f"{np.min(posteriors)} to {np.max(posteriors)}"
                 )
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(
@@ -123,6 +134,16 @@ class RetrievalDataset:
     def visual_dim(self) -> int:
         """Number of visual features, Dv."""
         return self.train.visual_dim
+
+    def features_in_words(self) -> str:
+        """Numbers of features, and what they were averaged over: what a misread axis changes."""
+        averaged = [
+            f"{name} averaged over {what}"
+            for name, what in zip(("audio", "visual"), self.averaged_over, strict=True)
+            if what
+        ]
+        note = f" ({', '.join(averaged)})" if averaged else ""
+        return f"{self.audio_dim} audio and {self.visual_dim} visual features{note}"
 
     @property
     def is_multi_label(self) -> bool:

@@ -8,6 +8,7 @@ little, and compressing them takes eight times as long as writing them.
 A shard appears under its name once it is complete, so that writing can go on where it stopped.
 """
 
+import errno
 import functools
 import itertools
 import math
@@ -15,7 +16,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -24,6 +25,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from aadml_jax._files import publish
+from aadml_jax.data.file_kinds import ARRAY_RECORD, first_bytes, require_no_other_kind
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
 from aadml_jax.errors import UserError, one_line
 
@@ -31,6 +33,8 @@ SPLITS = ("train", "test")
 
 # A shard is what an interrupted writing loses at most.
 _SHARD_BYTES = 64 * 2**20
+# Of a split, when it is opened.
+_COMPARED_RECORDS = 64
 # Groups of one record are what makes reading in any order fast.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
@@ -99,22 +103,30 @@ def open_shards(
 
     Args:
       paths: Of the files, in order.
-      labels: Of all rows; they are in the records as well, but reading them takes a pass.
+      labels: Of all rows; they are in the records as well, but reading them takes a pass: some are
+        compared.
       audio_dim: Da.
       visual_dim: Dv.
       what: The split's name in messages.
 
     Raises:
-      UserError: The files can't be opened or hold another number of records. Taking rows raises it
-        for damaged records.
+      UserError: The files can't be opened, or hold another number of records or other labels.
+        Taking rows raises it for damaged records.
     """
     try:
         source = ArrayRecordDataSource([os.fspath(path) for path in paths])
         count = len(source)
     except Exception as error:  # array_record raises errors of its own
-        raise UserError(f"{what} cannot be opened ({one_line(error)}); write it anew") from error
+        for path in map(pathlib.Path, paths):
+            if path.is_file():
+                require_no_other_kind(
+                    f"{what}: {path.name}", first_bytes(path), "an ArrayRecord shard", ARRAY_RECORD
+                )
+        remedy = _remedy(error)
+        raise UserError(f"{what} cannot be opened ({one_line(error)}); {remedy}") from error
     if count != len(labels):
         raise UserError(f"{what} holds {count} records instead of {len(labels)}; write it anew")
+    _require_labels(source, labels, what)
     return StoredFeatures(
         labels=labels,
         audio_dim=audio_dim,
@@ -124,6 +136,14 @@ def open_shards(
         name=what,
         random_access=True,
     )
+
+
+def _remedy(error: BaseException) -> str:
+    """What to do about an error of array_record, which holds the system's words."""
+    causes = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE, errno.ENOMEM)
+    if any(os.strerror(number) in str(error) for number in causes):
+        return "check the disk or the network drive that holds it, and try again"
+    return "write it anew"
 
 
 def _is_complete(path: pathlib.Path, length: int) -> bool:
@@ -164,15 +184,44 @@ def _records(features: PairedFeatures) -> Iterator[bytes]:
         yield example.SerializeToString(deterministic=True)
 
 
+def _require_labels(source: ArrayRecordDataSource, labels: np.ndarray, what: str) -> None:
+    """Compares labels from metadata with those of some records, spread over all of them.
+
+    Comparing every record whenever it is read would slow streaming down by a fifth.
+    """
+    rows = np.unique(np.linspace(0, len(labels) - 1, _COMPARED_RECORDS).astype(np.int64))
+    is_multi_hot = labels.ndim == 2
+    key = "labels" if is_multi_hot else "label"
+    for row, example in zip(rows.tolist(), _examples(source, rows, what), strict=True):
+        found = list(example[key].int64_list.value) if key in example else None
+        wanted = np.flatnonzero(labels[row]).tolist() if is_multi_hot else [int(labels[row])]
+        if found != wanted:
+            found, wanted = (
+                ", ".join(map(str, classes or ("none",))) for classes in (found, wanted)
+            )
+            raise UserError(
+                f"{what}: record {row} is of class {found}, but the metadata of its folder say "
+                f"class {wanted}; write the folder anew"
+            )
+
+
+def _examples(source: ArrayRecordDataSource, rows: np.ndarray, what: str) -> list[Any]:
+    """The features of some records by their names."""
+    try:
+        return [
+            tf_example_pb2.Example.FromString(record).features.feature
+            for record in source.__getitems__(rows.tolist())
+        ]
+    except Exception as error:  # array_record and protobuf raise errors of their own
+        raise UserError(f"{what} cannot be read ({one_line(error)}); {_remedy(error)}") from error
+
+
 def _read(
     source: ArrayRecordDataSource, dims: tuple[int, int], what: str, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of some records, float32 [K, Da] and [K, Dv]."""
+    examples = _examples(source, rows, what)
     try:
-        examples = (
-            tf_example_pb2.Example.FromString(record).features.feature
-            for record in source.__getitems__(rows.tolist())
-        )
         vectors = [
             tuple(example[key].bytes_list.value[0] for key in ("audio", "visual"))
             for example in examples
@@ -181,6 +230,6 @@ def _read(
             np.frombuffer(b"".join(column), "<f4").reshape(len(rows), dim)
             for column, dim in zip(zip(*vectors, strict=True), dims, strict=True)
         )
-    except Exception as error:  # array_record and protobuf raise errors of their own
+    except Exception as error:  # whatever a record of another form leads to
         raise UserError(f"{what} cannot be read ({one_line(error)}); write it anew") from error
     return audio, visual

@@ -78,13 +78,16 @@ def with_test_group(
     Raises:
       UserError: A group has no rows, no group is left to train on, or a class would be left without
         a training row.
-      ValueError: There is not one group a row, or the test group is left out.
+      ValueError: There is not one group a row, a group is a fraction or NaN, or the test group is
+        left out.
     """
     if test_group in left_out:
         raise ValueError(f"test_group={test_group} is left out")
     rows, groups = _joined(dataset.train, dataset.test), np.asarray(groups)
     if groups.shape != (len(rows),):
         raise ValueError(f"groups must be [{len(rows)}], one a row; got {groups.shape}")
+    if groups.dtype.kind == "f" and not (groups == np.floor(groups)).all():
+        raise ValueError("groups must be whole numbers, got fractions or NaN")
     known = np.unique(groups)
     for group in (test_group, *left_out):
         if group not in known:
@@ -167,12 +170,18 @@ def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int = 0) -> np
 
     Args:
       labels: int [N], or bool [N, C] where a clip has several classes.
-      num_folds: K.
+      num_folds: K, at least 2.
       seed: Of the order in which rows are dealt.
 
     Returns:
       int [N], from 0 to K − 1.
+
+    Raises:
+      UserError: A label is neither a class number nor a multi-hot row.
+      ValueError: There is but one fold.
     """
+    if num_folds < 2:
+        raise ValueError(f"num_folds must be at least 2, got {num_folds}")
     dealt = np.concatenate(_class_members(labels, seed))
     folds = np.empty(len(labels), np.int64)
     # Going on from class to class in turn keeps the folds' sizes even as well.

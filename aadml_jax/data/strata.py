@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from aadml_jax.data.validation import checked_labels
 from aadml_jax.errors import UserError
 
 # Of the copy of labels that is held at once.
@@ -15,13 +16,17 @@ def representative_classes(labels: np.ndarray) -> np.ndarray:
     class keeps the few clips it has, however frequent their other classes are.
 
     Args:
-      labels: Class numbers, integers [N], or multi-hot, bool [N, C] with a class in each row.
+      labels: Class numbers from 0, [N], or multi-hot rows of 0 and 1, [N, C], with a class in each.
 
     Returns:
       int32 [N].
+
+    Raises:
+      UserError: A label is neither.
     """
+    labels = checked_labels(labels, what="labels")
     if labels.ndim == 1:
-        return labels.astype(np.int32)
+        return labels
     rarest_first = np.argsort(labels.sum(axis=0), kind="stable").astype(np.int32)
     block_rows = max(1, _BLOCK_BYTES // labels.shape[1])
     firsts = [

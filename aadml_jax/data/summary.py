@@ -28,6 +28,7 @@ class SplitSummary(NamedTuple):
       duplicates: Rows whose features stood in an earlier row of the split.
       audio: Range of the audio features.
       visual: Range of the visual features.
+      dims: Numbers of audio and of visual features.
     """
 
     rows: int
@@ -35,6 +36,7 @@ class SplitSummary(NamedTuple):
     duplicates: int
     audio: ValueRange
     visual: ValueRange
+    dims: tuple[int, int]
 
 
 class DatasetSummary(NamedTuple):
@@ -78,7 +80,9 @@ class DatasetSummary(NamedTuple):
             f"{'missing':22}" + "".join(f"{count:>26,}" for count in missing),
             counts("duplicate rows", lambda split: split.duplicates),
             f"{'shared rows':22}{'':26}{self.shared_rows:>26,}",
+            counts("audio features", lambda split: split.dims[0]),
             ranges("audio"),
+            counts("visual features", lambda split: split.dims[1]),
             ranges("visual"),
         ]
         if len(self.train.class_rows) > _LISTED_CLASSES:
@@ -123,7 +127,8 @@ def _summarize_split(
         for name, of_blocks in ranges.items()
     )
     duplicates = len(all_digests) - len(np.unique(all_digests, axis=0))
-    return SplitSummary(len(features), class_rows, duplicates, audio, visual), all_digests
+    dims = (features.audio_dim, features.visual_dim)
+    return SplitSummary(len(features), class_rows, duplicates, audio, visual, dims), all_digests
 
 
 def _joined(of_blocks: list[tuple[float, float, float]], num_values: int) -> ValueRange:

@@ -106,6 +106,39 @@ class NonFiniteRows:
             )
 
 
+def checked_labels(labels: np.ndarray, *, what: str) -> np.ndarray:
+    """Checks labels of either kind; the number of dimensions decides which.
+
+    Args:
+      labels: Class numbers [N], see `class_numbers`, or multi-hot rows [N, C], see
+        `multi_hot_labels`.
+      what: The array's name in messages.
+
+    Returns:
+      int32 [N] or bool [N, C].
+
+    Raises:
+      UserError: They are neither.
+    """
+    require_unmasked(labels, what=what)
+    labels = np.asarray(labels)
+    check = multi_hot_labels if labels.ndim == 2 else class_numbers
+    return check(labels, what=what)
+
+
+def require_unmasked(values: np.ndarray, *, what: str) -> None:
+    """Refuses masked entries, of which NumPy would hand out what stands beneath.
+
+    Raises:
+      UserError: Some entry is masked.
+    """
+    if np.ma.is_masked(values):
+        raise UserError(
+            f"{what} holds {np.ma.count_masked(values)} masked values; leave out their rows, or "
+            "fill them"
+        )
+
+
 def class_numbers(labels: np.ndarray, *, what: str) -> np.ndarray:
     """Checks class numbers and converts them to int32.
 
@@ -137,22 +170,22 @@ def class_numbers(labels: np.ndarray, *, what: str) -> np.ndarray:
             f"{what}: row {row} holds {labels[row]}; class numbers must be whole, from 0 to "
             f"{_LARGEST_LABEL}"
         )
-    return labels.astype(np.int32)
+    return labels.astype(np.int32, copy=False)
 
 
 def multi_hot_labels(labels: np.ndarray, *, what: str) -> np.ndarray:
     """Checks multi-hot labels and converts them to bool.
 
     Args:
-      labels: bool or any real dtype, [N, C]; each entry 0 or 1.
+      labels: bool or any real dtype, [N, C] with C of at least 2; each entry 0 or 1.
       what: The array's name in messages.
 
     Returns:
       bool [N, C], at least one True in each row.
 
     Raises:
-      UserError: Wrong rank or dtype, no rows or no columns, another entry than 0 and 1, or a row
-        without any class.
+      UserError: Wrong rank or dtype, no rows, fewer than two columns, another entry than 0 and 1,
+        or a row without any class.
     """
     if labels.ndim != 2:
         raise UserError(
@@ -166,30 +199,51 @@ def multi_hot_labels(labels: np.ndarray, *, what: str) -> np.ndarray:
         raise UserError(
             f"{what} is empty, shape {labels.shape}; give at least one row and one class"
         )
+    if labels.shape[1] == 1:
+        raise UserError(
+            f"{what} has shape {labels.shape}, one column; give class numbers as a vector, "
+            "labels[:, 0], or multi-hot rows with a column for each class"
+        )
     ones = np.ascontiguousarray(labels == 1)
     right = (ones | (labels == 0)).all(axis=1)
     if not right.all():
         row = int(np.argmin(right))
         column = int(np.argmin(ones[row] | (labels[row] == 0)))
         raise UserError(
-            f"{what}: row {row} holds {float(labels[row, column]):g} for class {column}; mark the "
-            "classes of a clip with 1 and the others with 0"
+            f"{what}: row {row} holds {float(labels[row, column]):.9g} for class {column}; mark "
+            "the classes of a clip with 1 and the others with 0"
         )
-    has_class = ones.any(axis=1)
+    require_a_class(ones, what=what)
+    return ones
+
+
+def require_a_class(labels: np.ndarray, *, what: str) -> None:
+    """Requires a class in each row.
+
+    Args:
+      labels: Multi-hot labels, bool [N, C].
+      what: The array's name in the message.
+
+    Raises:
+      UserError: A row has none.
+    """
+    has_class = labels.any(axis=1)
     if not has_class.all():
         raise UserError(
             f"{what}: {int((~has_class).sum())} of {len(labels)} rows have no class, first row "
             f"{int(np.argmin(has_class))}; each clip needs at least one class"
         )
-    return ones
 
 
-def require_equal_lengths(lengths: Mapping[str, int], *, what: str) -> None:
+def require_equal_lengths(
+    lengths: Mapping[str, int], *, what: str, remedy: str | None = None
+) -> None:
     """Requires the same number of rows everywhere.
 
     Args:
       lengths: Number of rows by the name that the message gives each array.
       what: What the arrays belong to.
+      remedy: End of the message, where more is known of the cause.
 
     Raises:
       UserError: The numbers differ; the message lists them all.
@@ -197,7 +251,8 @@ def require_equal_lengths(lengths: Mapping[str, int], *, what: str) -> None:
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{key} has {length}" for key, length in lengths.items())
         raise UserError(
-            f"{what}: numbers of rows differ ({listed}); each clip needs one row in all"
+            f"{what}: numbers of rows differ ({listed}); "
+            f"{remedy or 'each clip needs one row in all'}"
         )
 
 

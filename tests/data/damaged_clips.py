@@ -1,6 +1,8 @@
 """Damaged lists of clips and damaged .npy and .npz files: how each is made and what is said."""
 
+import io
 import os
+import pickle
 import struct
 import zipfile
 
@@ -95,6 +97,36 @@ def npy_a(content):
     return build
 
 
+def zipped_as(name):
+    """A zip archive of one member."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(name, "x")
+    return content.getvalue()
+
+
+def encrypted(content):
+    """A zip archive whose members are marked as encrypted."""
+    content = bytearray(content)
+    for signature, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        start = content.find(signature)
+        while start >= 0:
+            content[start + place] |= 1
+            start = content.find(signature, start + 4)
+    return bytes(content)
+
+
+def method(content, number):
+    """A zip archive whose members are said to be compressed by a method."""
+    content = bytearray(content)
+    for signature, place in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        start = content.find(signature)
+        while start >= 0:
+            content[start + place] = number
+            start = content.find(signature, start + 4)
+    return bytes(content)
+
+
 def header(shape=f"({AUDIO_DIM},)", descr="'<f4'", order="False"):
     return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}"
 
@@ -153,6 +185,26 @@ LISTS = {
     "list latin-1": (listed(lambda text: (text + "é,1,test").encode("latin-1")), ["not UTF-8"]),
     "list utf-16": (listed(lambda text: text.encode("utf-16")), ["not UTF-8"]),
     "list utf-16 unmarked": (listed(lambda text: text.encode("utf-16-le")), ["null characters"]),
+    "list utf-16 named": (
+        listed(lambda text: text.encode("utf-16")),
+        ["UTF-16", "save it as UTF-8"],
+    ),
+    "list is a workbook": (
+        listed(lambda text: zipped_as("[Content_Types].xml")),
+        ["an Excel workbook", "export it as CSV"],
+    ),
+    "list is a Parquet file": (listed(lambda text: b"PAR1" + bytes(99)), ["a Parquet file"]),
+    "list with semicolons": (
+        listed(lambda text: text.replace(",", ";")),
+        ["separated by semicolons", "commas"],
+    ),
+    "list with tabs": (listed(lambda text: text.replace(",", "\t")), ["separated by tabs"]),
+    "list of bars": (
+        labelled((0, 1, 0, "rain|wind", 1, 0), "--multi_label"),
+        ["line 5", "'rain|wind'", "separated by semicolons"],
+    ),
+    "list of numbers with a slash": (labelled((0, 1, 0, "0/1", 1, 0)), ["line 5", "semicolons"]),
+    "list name nan": (labelled(("a", "b", "a", "NaN", "b", "a")), ["line 5", "label nan of 'd'"]),
     "list nul in an id": (listed(lambda text: text + "g\0,1,test"), ["null characters"]),
     "list nul in a label": (listed(lambda text: text + "g,\0,test"), ["null characters"]),
     "list of zeros": (listed(lambda text: bytes(5000)), ["null characters"]),
@@ -222,6 +274,15 @@ ARRAYS = {
     ),
     "npz bomb": (bomb(2**25), ["audio holds 268,435,456 bytes"]),
     "npz bomb of the largest size": (bomb(2**24), ["audio features have 16777216 columns"]),
+    "npz encrypted": (clip_d(encrypted(SOUND_NPZ)), ["audio is encrypted", "without a password"]),
+    "npz of another method": (clip_d(method(SOUND_NPZ, 93)), ["method 93 of zip"]),
+    "npz is an array": (clip_d(SOUND_NPY), ["a NumPy array (.npy), not a .npz file"]),
+    "npz is a pickle": (clip_d(pickle.dumps(np.ones(3))), ["a Python pickle, not a .npz file"]),
+    "npz of one column": (members({"audio": np.ones((3, 1))}), ["shape (3, 1)", "features[:, 0]"]),
+    "npz of time behind": (
+        members({"audio": np.ones((3, 7))}),
+        ["audio features have 7 columns", "(T, D), time first"],
+    ),
     "npz key missing": (members({"audio": None}), ["key audio is missing (keys there: visual)"]),
     "npz objects": (members({"audio": np.array([{}, None])}), ["real numbers", "object"]),
     "npz text": (members({"audio": np.array(["a"] * 3)}), ["real numbers", "<U1"]),
@@ -249,6 +310,9 @@ ARRAYS = {
             ("data", -1, "but 11 bytes follow"),
         )
     },
+    "npy is an archive": (npy_a(SOUND_NPZ), ["a NumPy archive (.npz), not a .npy array"]),
+    "npy is a pickle": (npy_a(pickle.dumps(np.ones(3))), ["a Python pickle, not a .npy array"]),
+    "npy is a page": (npy_a(b"<!DOCTYPE html><p>quota"), ["a web page", "fetch it again"]),
     "npy version 3": (npy_a(npy_of(header(), bytes(12), 3)), ["version (3, 0)"]),
     "npy long header": (npy_a(npy_of(header() + " " * 20000, bytes(12), 2)), ["no sound .npy"]),
     "npy header of four gigabytes": (
@@ -260,7 +324,7 @@ ARRAYS = {
     "npy header that is odd": (npy_a(npy_of("1is 2")), ["no sound .npy"]),
     "npy code for a header": (npy_a(npy_of("__import__('os').abort()")), ["no sound .npy"]),
     "npy no order": (npy_a(npy_of("{'descr': '<f4', 'shape': (3,)}", bytes(12))), ["no sound"]),
-    "npy objects": (npy_a(npy(np.array([{}, None]))), ["real numbers", "object"]),
+    "npy objects": (npy_a(npy(np.array([{}, None]))), ["real numbers", "object", "pickled"]),
     "npy huge": (
         npy_a(npy_of(header(f"({10**12},)"), bytes(99))),
         ["(1000000000000,)", "but 99"],

@@ -156,6 +156,43 @@ def replace_with(key, make):
     return opened(damage)
 
 
+def filtered(number):
+    """An array that says its chunks were compressed by a filter."""
+
+    def damage(file):
+        shape = file["audio_train"].shape
+        del file["audio_train"]
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk(shape)
+        properties.set_filter(number, h5py.h5z.FLAG_OPTIONAL, ())
+        space = h5py.h5s.create_simple(shape)
+        created = h5py.h5d.create(file.id, b"audio_train", h5py.h5t.IEEE_F32LE, space, properties)
+        created.write_direct_chunk((0, 0), b"compressed elsewhere", 0)
+
+    return damage
+
+
+def unclosed(folder):
+    """A file of the newer format whose writer was killed: its flags say that it is written to."""
+    path = folder / "clips.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        for key, value in six_keys().items():
+            file[key] = value
+        file.flush()
+        content = path.read_bytes()
+    path.write_bytes(content)
+    return feature_file(path)
+
+
+def turned(content):
+    """The training arrays as MATLAB stores them in HDF5: axes in reverse, labels a row."""
+    return {
+        key: np.atleast_2d(value) if value.ndim == 1 else value.T
+        for key, value in content.items()
+        if "train" in key
+    }
+
+
 def ragged(file, key):
     array = file.create_dataset(key, (9,), h5py.vlen_dtype(np.float32))
     array[3] = np.ones(4)
@@ -227,8 +264,68 @@ HDF5 = {
     "hdf5 is a pipe": (elsewhere(os.mkfifo), ["is not a regular file"]),
     "hdf5 is a loop of links": (elsewhere(loop), ["cannot be read", "symbolic links"]),
     "hdf5 is absent": (elsewhere(lambda path: None), ["does not exist"]),
-    "hdf5 is a page": (in_bytes(lambda content: b"<html>"), ["not an HDF5 file (6 bytes)"]),
-    "hdf5 of zeros": (in_bytes(lambda content: bytes(len(content))), ["not an HDF5 file"]),
+    "hdf5 is a page": (
+        in_bytes(lambda content: b"<html>"),
+        ["not an HDF5 file (6 bytes)", "a web page", "fetch it again"],
+    ),
+    "hdf5 of zeros": (
+        in_bytes(lambda content: bytes(len(content))),
+        ["not an HDF5 file", "zeros alone", "fetch it again"],
+    ),
+    "hdf5 of another superblock": (
+        in_bytes(lambda content: content[:8] + b"\x09" + content[9:]),
+        ["superblock", "update h5py"],
+    ),
+    "hdf5 filter missing": (
+        opened(filtered(32001)),
+        ["audio_train", "32001 (Blosc)", "hdf5plugin"],
+    ),
+    "hdf5 filter unknown": (opened(filtered(300)), ["filter 300 (unknown)", "write the file anew"]),
+    "hdf5 not closed": (unclosed, ["was not closed", "h5clear -s"]),
+    "hdf5 transposed": (
+        six(turned(six_keys())),
+        ["last axis of audio_train (3, 9) and visual_train (5, 9) and lab_train (1, 9)", "array.T"],
+    ),
+    "hdf5 transposed series": (
+        six(turned(six_keys() | {"audio_train": np.ones((9, 7, 3))})),
+        ["audio_train (3, 7, 9)", "array.T"],
+    ),
+    "hdf5 transposed one-hot": (
+        six(turned(six_keys() | {"lab_train": one_hot(TRAIN_LABELS)})),
+        ["lab_train (3, 9)", "array.T"],
+    ),
+    "hdf5 labels as a row": (
+        six({"lab_test": TEST_LABELS[None]}),
+        ["lab_test has 1", "lab_test (1, 4)", "array.T"],
+    ),
+    "hdf5 one column behind": (
+        six({"audio_train": np.ones((9, 3, 1)), "audio_test": np.ones((4, 3, 1))}),
+        ["audio_train has shape (9, 3, 1)", "features[..., 0]"],
+    ),
+    "hdf5 time behind": (
+        six({"audio_train": np.ones((9, 3, 6)), "audio_test": np.ones((4, 3, 8))}),
+        ["audio_train has shape (9, 3, 6)", "audio_test (4, 3, 8)", "transpose(0, 2, 1)"],
+    ),
+    "hdf5 names not UTF-8": (
+        six({"class_names": np.array([b"a", b"\xff", b"c"])}),
+        ["name of class 1 is not UTF-8"],
+    ),
+    "hdf5 names twice": (
+        six({"class_names": np.array([b"a", b"b", b"a"])}),
+        ["classes 0 and 2 are both called 'a'"],
+    ),
+    "hdf5 labels of signs": (
+        labels(lambda label: 2 * one_hot(label) - 1, "--multi_label"),
+        ["lab_train: row 0 holds -1 for class 0"],
+    ),
+    "hdf5 labels of bytes": (
+        labels(lambda label: 255 * one_hot(label), "--multi_label"),
+        ["lab_train: row 0 holds 255 for class 2"],
+    ),
+    "hdf5 labels of chances": (
+        labels(lambda label: 0.9 * one_hot(label), "--multi_label"),
+        ["lab_train: row 0 holds 0.9 for class 2"],
+    ),
     "hdf5 key missing": (six({"visual_test": None}), ["visual_test is missing"]),
     "hdf5 key with a line break": (six({"lab_test": None, "a\nb": 1}), ["keys there: a\\nb"]),
     "hdf5 no keys": (six(dict.fromkeys(six_keys())), ["keys there: none"]),
@@ -315,6 +412,19 @@ TFDS = {
     "tfds labels garbled": (in_metadata(train_labels="AAAA"), ["is damaged"]),
     "tfds labels huge": (in_metadata(train_labels=encoded(HUGE_NPY)), ["is damaged"]),
     "tfds labels negative": (in_metadata(train_labels=encoded(npy(-made(8).labels))), ["class -1"]),
+    "tfds labels of other rows": (
+        in_metadata(train_labels=encoded(npy(made(8).labels[::-1]))),
+        ["record 0 is of class 0", "say class 1"],
+    ),
+    "tfds of records": (
+        in_file("dataset_info.json", lambda data: data.replace(b"array_record", b"tfrecord")),
+        ["stored as tfrecord", "only array_record is read"],
+    ),
+    "tfds shard of another kind": (
+        in_file(TRAIN_SHARD, lambda data: b"version https://git-lfs.github.com/spec/v1\n"),
+        ["train split", "a pointer of Git LFS", "git lfs pull"],
+    ),
+    "tfds limit garbled": (in_metadata(standardized_limit=-1), ["is damaged", "the limit -1"]),
     "tfds labels fewer": (in_metadata(test_labels=encoded(npy(made(3).labels))), ["instead of 3"]),
     "tfds statistics of nan": (
         in_metadata(audio_scale=encoded(npy(np.full(3, np.nan)))),

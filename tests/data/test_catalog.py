@@ -96,6 +96,27 @@ def test_published_file_with_other_classes_is_refused(tmp_path):
     assert "vegas_feature.h5: lab_train: row 10 holds class 10, but 10 classes" in message
 
 
+def test_published_numbers_of_features_tell_the_axes(tmp_path):
+    path = write_features(tmp_path / "vegas_feature.h5", 10)
+    random = np.random.default_rng(0)
+    with h5py.File(path, "r+") as file:
+        rows = {split: len(file[f"lab_{split}"]) for split in ("train", "test")}
+        behind = {split: random.normal(size=(count, 128, 1)) for split, count in rows.items()}
+        for split, values in behind.items():
+            del file[f"audio_{split}"]
+            file[f"audio_{split}"] = values
+    dataset = load_dataset("vegas", data_dir=tmp_path)
+    np.testing.assert_array_equal(dataset.train.audio, behind["train"][:, :, 0].astype(np.float32))
+    assert reopen_dataset("vegas", dataset.source).audio_dim == 128
+    with h5py.File(path, "r+") as file:
+        for split, count in rows.items():
+            del file[f"visual_{split}"]
+            file[f"visual_{split}"] = np.ones((count, 1024, 10))
+    message = error_line("vegas", data_dir=tmp_path)
+    assert "visual_train has shape" in message and "1024 features" in message
+    assert "features.transpose(0, 2, 1)" in message
+
+
 def test_broken_link_is_not_skipped(tmp_path):
     write_features(tmp_path / "vegas_feature_norm.h5", 10)
     (tmp_path / "vegas_feature.h5").symlink_to(tmp_path / "gone.h5")

@@ -119,7 +119,9 @@ def test_dtypes_and_series(tmp_path, dtype):
             {"audio": np.asarray(series, order=order), "visual": series[0]},
             zipfile.ZIP_DEFLATED if number % 3 else zipfile.ZIP_STORED,
         )
-    train = opened(tmp_path, clips=clips).dataset.loaded().train
+    dataset = opened(tmp_path, clips=clips).dataset
+    assert dataset.averaged_over == ("time (7 steps in the first clip)", "")
+    train = dataset.loaded().train
     np.testing.assert_allclose(train.audio, expected[:4], rtol=1e-7)
     assert train.visual.dtype == np.dtype("=f4")
 

@@ -4,6 +4,7 @@ import pytest
 from aadml_jax.data import (
     PairedFeatures,
     RetrievalDataset,
+    StoredFeatures,
     fit_standardization,
     standardize,
 )
@@ -75,6 +76,21 @@ def with_entries(shape, entries, dtype=np.float64):
             with_entries((6, 2), {(3, 1): -1e39, (4, 0): 1e300}),
             ["visual", "range of float32", "2 of 6 rows", "row 3", "1e+39"],
         ),
+        ("audio", np.ones((6, 3, 1)), ["audio", "(6, 3, 1)", "features[..., 0]"]),
+        ("audio", np.ma.masked_equal(np.eye(6), 1), ["audio", "6 masked values"]),
+        ("labels", np.ma.masked_equal([0, 1, 1, 0, 9, 0], 9), ["labels", "1 masked values"]),
+        ("labels", np.array([[0], [1], [1], [0], [1], [0]]), ["(6, 1)", "labels[:, 0]"]),
+        ("labels", np.array([[3], [1], [2], [0], [1], [0]]), ["(6, 1)", "labels[:, 0]"]),
+        ("labels", 2 * np.eye(6) - 1, ["labels", "row 0 holds -1 for class 1"]),
+        ("labels", np.eye(6) + 1, ["labels", "row 0 holds 2 for class 0"]),
+        ("labels", 255 * np.eye(6, dtype=np.uint8), ["labels", "row 0 holds 255 for class 0"]),
+        ("labels", 0.999999 * np.eye(6), ["labels", "row 0 holds 0.999999 for class 0"]),
+        ("labels", np.where(np.eye(6), np.nan, 0), ["labels", "row 0 holds nan for class 0"]),
+        ("labels", np.full((6, 2), "1"), ["labels", "<U1"]),
+        ("labels", np.array([True, False] * 3), ["labels", "dtype bool"]),
+        ("labels", np.array(["0", "1"] * 3), ["labels", "<U1"]),
+        ("labels", np.array([0, 2**32 + 1, 0, 0, 0, 0]), ["labels", "row 1", "4294967297"]),
+        ("labels", np.array([0, 2**63], np.uint64), ["labels", "row 1", str(2**63)]),
         ("labels", np.array([0, 1, -1, 0, -2, 0]), ["labels", "row 2", "-1"]),
         ("labels", np.array([0, 1, 2, 0.5, 0, 0]), ["labels", "row 3", "0.5"]),
         ("labels", np.array([0, np.nan, 2, 0, 0, 0]), ["labels", "row 1", "nan"]),
@@ -122,6 +138,45 @@ def test_take_selects_by_index_and_by_mask():
 def test_dataset_knows_its_dimensions():
     dataset = random_dataset()
     assert (dataset.audio_dim, dataset.visual_dim) == (3, 5)
+    assert dataset.features_in_words() == "3 audio and 5 visual features"
+    averaged = random_dataset(averaged_over=("", "10 time steps"))
+    words = "3 audio and 5 visual features (visual averaged over 10 time steps)"
+    assert averaged.features_in_words() == words
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.array([[0], [1], [1]]), ["stored rows", "(3, 1)", "labels[:, 0]"]),
+        (np.array([0.0, 1.5, 1.0]), ["stored rows", "row 1 holds 1.5"]),
+        (np.array([0, 2**32 + 1, 1]), ["stored rows", "row 1 holds 4294967297"]),
+        (np.eye(3) * 255, ["stored rows", "row 0 holds 255"]),
+        (np.array(["a", "b", "a"]), ["stored rows", "<U1"]),
+        (np.array([0, 1]), ["stored rows", "labels has 2, rows has 3"]),
+    ],
+)
+def test_labels_of_stored_features_are_checked_alike(labels, words):
+    with pytest.raises(UserError) as raised:
+        StoredFeatures(labels, 3, 5, lambda rows: None, np.arange(3), "stored rows")
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_labels_of_stored_features_are_converted_alike():
+    for labels, expected in (
+        (np.array([2, 0, 1], np.int64), np.array([2, 0, 1], np.int32)),
+        (np.eye(3, dtype=np.uint8), np.eye(3, dtype=bool)),
+    ):
+        stored = StoredFeatures(labels, 3, 5, lambda rows: None, np.arange(3), "stored rows")
+        assert stored.labels.dtype == expected.dtype
+        np.testing.assert_array_equal(stored.labels, expected)
+
+
+def test_stored_clips_need_a_class_each():
+    labels = np.array([[True, False], [False, False], [False, True]])
+    rows = StoredFeatures(labels, 3, 5, lambda rows: None, np.arange(3), "stored rows")
+    with pytest.raises(UserError, match="stored rows: 1 of 3 rows have no class, first row 1"):
+        RetrievalDataset("made", rows, rows, 2, "here")
 
 
 @pytest.mark.parametrize(
@@ -154,6 +209,9 @@ def test_posteriors_must_cover_test_rows_and_classes():
     assert random_dataset(test_posteriors=(good, good)).test_posteriors[1] is good
     with pytest.raises(ValueError, match=r"\(7, 4\), got \(4, 7\)"):
         random_dataset(test_posteriors=(good, good.T))
+    for wrong in (np.nan, 1.01, -0.01):
+        with pytest.raises(ValueError, match="must be probabilities"):
+            random_dataset(test_posteriors=(good, np.where(np.arange(4) == 2, wrong, good)))
 
 
 def test_standardization_matches_float64_loops():

@@ -347,4 +347,5 @@ def test_a_summary_counts_what_is_there():
         ["shared", "rows", "1"],
     ]
     assert ["audio", "min/mean/max", "0", "/", "2", "/", "5", "-7", "/", "1.33", "/", "9"] in lines
+    assert ["audio", "features", "2", "2"] in lines and ["visual", "features", "1", "1"] in lines
     assert lines[-2] == ["b", "2", "1"]

@@ -207,6 +207,17 @@ def test_groups_that_are_not_there_are_named():
         with_test_group(dataset_of(), np.arange(5), test_group=1)
 
 
+@pytest.mark.parametrize("groups", [np.arange(83) % 2 + 0.5, np.full(83, np.nan)])
+def test_groups_are_whole_numbers(groups):
+    with pytest.raises(ValueError, match="groups must be whole numbers"):
+        with_test_group(dataset_of(), groups, test_group=1)
+
+
+def test_one_fold_is_no_split():
+    with pytest.raises(ValueError, match="num_folds must be at least 2, got 1"):
+        stratified_folds(np.arange(6) % 2, 1)
+
+
 def test_rows_are_chosen_in_the_shares_of_another_set():
     labels = RNG.permutation(np.repeat([0, 1, 2], [10, 4, 6]))
     rows = rows_in_shares_of(labels, np.array([2, 0, 0, 2, 0, 1, 1, 1, 1, 1, 1]))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aadml_jax.data import class_balanced_rows, representative_classes
+from aadml_jax.data import class_balanced_rows, representative_classes, stratified_folds
 from aadml_jax.errors import UserError
 
 
@@ -75,3 +75,24 @@ def test_subset_of_several_classes_deals_to_the_rarest():
     assert class_balanced_rows(labels, 3, what="these rows").tolist() == [0, 1, 4]
     with pytest.raises(UserError, match="2 rows cannot represent the 3 classes of these rows"):
         class_balanced_rows(labels, 2, what="these rows")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.array([[1], [0], [2]]), r"shape \(3, 1\).*labels\[:, 0\]"),
+        (np.array([0.5, 1, 2]), "row 0 holds 0.5"),
+        (np.array([0, 2**32 + 1, 2]), "row 1 holds 4294967297"),
+        (np.array([0, -1, 2]), "row 1 holds -1"),
+        (255 * np.eye(3), "row 0 holds 255"),
+        (np.array([[True, False], [False, False]]), "1 of 2 rows have no class, first row 1"),
+    ],
+)
+def test_labels_of_another_coding_are_refused(labels, words):
+    for choose in (
+        lambda: representative_classes(labels),
+        lambda: class_balanced_rows(labels, 3, what="rows"),
+        lambda: stratified_folds(labels, 2),
+    ):
+        with pytest.raises(UserError, match=words):
+            choose()

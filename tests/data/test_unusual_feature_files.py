@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from feature_content import MARKS, TEST_LABELS, TRAIN_LABELS, one_hot, one_table, six_keys
 
-from aadml_jax.data import load_feature_file
+from aadml_jax.data import load_feature_file, open_feature_file
+from aadml_jax.errors import UserError
 
 STORAGE = {
     "gzip and shuffle": {"chunks": True, "compression": "gzip", "shuffle": True},
@@ -73,6 +74,45 @@ def test_constant_arrays_compressed_at_best_are_not_taken_for_lies(tmp_path, mon
         file["lab_test"] = np.arange(2)
         assert file["lab_train"].id.get_storage_size() * 800 < labels.nbytes
     assert len(load_feature_file(path).train) == rows
+
+
+def test_known_numbers_of_features_decide_between_axes(tmp_path):
+    random = np.random.default_rng(4)
+    content = six_keys()
+    behind = random.normal(size=(9, 3, 1)).astype(np.float32)
+    series = random.normal(size=(9, 6, 5)).astype(np.float32)
+    content |= {
+        "audio_train": behind,
+        "audio_test": content["audio_test"][:, :, None],
+        "visual_train": series,
+    }
+    path = write(tmp_path / "known.h5", content, "gzip and shuffle")
+    dataset = open_feature_file(path, dims=(3, 5))
+    assert dataset.features_in_words() == (
+        "3 audio and 5 visual features (visual averaged over 1 or 6 time steps)"
+    )
+    np.testing.assert_array_equal(dataset.loaded().train.audio, behind[:, :, 0])
+    np.testing.assert_array_equal(dataset.loaded().test.audio, six_keys()["audio_test"])
+    expected = [[sum(float(step) for step in column) / 6 for column in row.T] for row in series]
+    np.testing.assert_allclose(dataset.loaded().train.visual, expected, rtol=1e-5, atol=1e-7)
+    # Of the six steps' length, the features seem to stand in the middle.
+    with pytest.raises(
+        UserError, match=r"visual_train has shape \(9, 6, 5\), but 6 features.*trans"
+    ):
+        open_feature_file(path, dims=(3, 6))
+    # Files may have other numbers than the published ones, where no axis has those.
+    plain = write(tmp_path / "plain.h5", six_keys(), "growing")
+    assert open_feature_file(plain, dims=(128, 1024)).features_in_words() == (
+        "3 audio and 5 visual features"
+    )
+
+
+def test_one_time_step_is_no_average(tmp_path):
+    content = six_keys()
+    content["audio_train"] = content["audio_train"][:, None]
+    dataset = open_feature_file(write(tmp_path / "one.h5", content, "growing"))
+    assert dataset.features_in_words() == "3 audio and 5 visual features"
+    np.testing.assert_array_equal(dataset.loaded().train.audio, six_keys()["audio_train"])
 
 
 def test_multi_hot_rows_compressed(tmp_path):

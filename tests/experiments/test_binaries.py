@@ -39,7 +39,10 @@ def test_training_prints_progress_and_a_table_and_writes_the_promised_files(smal
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "metrics.jsonl", "checkpoints", "result.json"} <= names
     assert ("tensorboard" in names) == (importlib.util.find_spec("tensorboardX") is not None)
-    assert "50 training and 20 test pairs, 3 classes; 6 epochs, batch size 50" in output
+    assert (
+        "8 audio and 12 visual features of 50 training and 20 test pairs, 3 classes; 6 " in output
+    )
+    assert " 6 epochs, batch size 50" in output
     assert output.count("\nepoch ") == 6
     result = result_of(folder)
     table = [line.split() for line in output.splitlines()]
