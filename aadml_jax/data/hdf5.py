@@ -111,7 +111,7 @@ def _refusal(path: pathlib.Path, error: BaseException) -> UserError:
             f"{path} is in use by another program that writes it; wait for it, or set "
             "HDF5_USE_FILE_LOCKING=FALSE if it only holds the file open"
         )
-    if "already open for write" in text or "consistency flags" in text:
+    if "already open for write" in text:
         return UserError(
             f"{path} was not closed by the program that wrote it; wait for it, or run h5clear -s "
             f"{path} if it was killed"
