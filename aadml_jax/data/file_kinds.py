@@ -73,7 +73,6 @@ _CSV = FileKind(
 _SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", HDF5),
     (512, b"\x89HDF\r\n\x1a\n", HDF5),  # behind a block of the user's, as MATLAB writes it
-    (0, b"version https://git-lfs", _LFS),
     (
         0,
         b"MATLAB ",
@@ -152,10 +151,14 @@ def kind_of(start: bytes) -> FileKind | None:
     """
     if not start:
         return EMPTY
+    # A table may well begin with the word ID3 or FORM; what is text to its end is text.
+    text = _text(start)
+    if text is not None:
+        return text
     for place, signature, kind in _SIGNATURES:
         if start.startswith(signature, place):
             return kind
-    for recognise in (_zip, _riff, _pickle, _idx, _tfrecord, _matlab_4, _text):
+    for recognise in (_zip, _riff, _pickle, _idx, _tfrecord, _matlab_4):
         kind = recognise(start)
         if kind is not None:
             return kind
@@ -281,6 +284,8 @@ def _text(start: bytes) -> FileKind | None:
         character.isprintable() or character in "\t\r\n\f" for character in text
     ):
         return None
+    if text.startswith("version https://git-lfs"):
+        return _LFS
     beginning = text.lstrip().lower()
     if beginning.startswith(("<!doctype html", "<html", "<head", "<body")):
         return _PAGE

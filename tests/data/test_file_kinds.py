@@ -99,6 +99,7 @@ KINDS = {
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d", "of Git LFS", "lfs pull"),
     "csv": (clip_list().encode(), "separated values (CSV)", "--dataset=clips"),
     "text": ("Füße und Hände\n".encode(), "a text file", "numpy.loadtxt"),
+    "csv that begins like a recording": (b"ID3,FORM\n1,2\n", "(CSV)", "numpy.loadtxt"),
     "text cut in a character": (b"a" * 1023 + "é".encode()[:1], "a text file", "numpy.loadtxt"),
     "utf-16": ("clip_id,label".encode("utf-16"), "a text file in UTF-16", "UTF-8"),
     "tfrecord": (record(video(0)), "a TFRecord file", "--dataset=video_records"),
