@@ -301,7 +301,7 @@ def aadml_objective(
     if labels.ndim == 1:
         targets = jax.nn.one_hot(labels, num_classes, dtype=audio.dtype)
     else:
-        targets = (labels != 0).astype(audio.dtype)
+        targets = labels.astype(bool).astype(audio.dtype)
     label_loss = LABEL_LOSSES[options.label_loss]
     label_terms = {"audio": label_loss(audio, targets), "visual": label_loss(visual, targets)}
 

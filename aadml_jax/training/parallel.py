@@ -146,19 +146,35 @@ class Placement:
         return np.pad(array, filling)
 
     def replicate(self, tree: Any) -> Any:
-        """A pytree of arrays, whole on every device."""
+        """A pytree of arrays, whole on every device; not to be donated.
+
+        What is there already stays where it is, and what is whole on some device is copied from
+        there, without the host. So the result may share its memory with `tree`.
+        """
         sharding = NamedSharding(self.mesh, P())
+        own = self.devices[self._own_places()]
 
         def place(leaf: Any) -> Array:
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return jax.random.wrap_key_data(place(jax.random.key_data(leaf)))
-            return _place(np.asarray(leaf), sharding)
+            if not isinstance(leaf, jax.Array) or not leaf.is_fully_replicated:
+                return _place(np.asarray(leaf), sharding)
+            if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+                return leaf
+            there = {shard.device: shard.data for shard in leaf.addressable_shards}
+            nearest = next(iter(there.values()))
+            copies = jax.device_put([there.get(device, nearest) for device in own], list(own))
+            return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
 
-        return jax.tree.map(place, tree)
+        return _map_leaves(place, tree)
 
     def put_whole(self, tree: Any) -> Any:
-        """A pytree of arrays, whole on every device, in the form that `compile` takes."""
-        return tree if self.mode == "pmap" or len(self.devices) == 1 else self.replicate(tree)
+        """A pytree of arrays, whole on every device, in the form that `compile` takes.
+
+        On several devices it is a copy, which may be donated.
+        """
+        if self.mode == "pmap" or len(self.devices) == 1:
+            return tree
+        sharding = NamedSharding(self.mesh, P())
+        return _map_leaves(lambda leaf: _place(np.asarray(leaf), sharding), tree)
 
     def take(self, data: Any, rows: Array) -> Any:
         """Within the compiled step: the given rows of what `put_rows` made, as this mode has them.
@@ -240,6 +256,17 @@ class Placement:
             in_specs=(P(AXIS), P()),
             out_specs=P(),
         )(shares, whole)
+
+
+def _map_leaves(place: Callable[[Any], Array], tree: Any) -> Any:
+    """The tree with its leaves placed, those of random keys by their numbers."""
+
+    def place_any(leaf: Any) -> Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)))
+        return place(leaf)
+
+    return jax.tree.map(place_any, tree)
 
 
 def _place(array: np.ndarray, sharding: NamedSharding) -> Array:

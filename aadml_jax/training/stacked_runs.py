@@ -21,6 +21,7 @@ from aadml_jax._arrays import Array
 from aadml_jax.metrics import cross_modal_report
 from aadml_jax.objective import ObjectiveOptions, aadml_objective
 from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.evaluation import outputs_in_blocks
 from aadml_jax.training.held_data import HeldData
 from aadml_jax.training.state import TrainState, adam, build_model, init_state, run_keys
 from aadml_jax.training.step import Batch, begin_epoch, epoch_order, make_train_step, repeat_step
@@ -244,9 +245,7 @@ class StackedRuns:
         embed = jax.jit(
             jax.shard_map(
                 jax.vmap(
-                    lambda params, audio, visual: self.model.apply(
-                        {"params": params}, audio, visual
-                    ),
+                    functools.partial(outputs_in_blocks, self.model),
                     in_axes=(0, None, None),
                 ),
                 mesh=self.mesh,
