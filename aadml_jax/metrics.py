@@ -66,6 +66,7 @@ class _Metric:
 
 
 TIES = ("stable", "expected")
+"""Rules for equal scores."""
 
 
 def _check_ties(ties: str, shape: tuple[int, ...]) -> str:

@@ -19,7 +19,7 @@ from aadml_jax.reports.page import Report
 from aadml_jax.reports.retrieval_sections import add_retrieval_sections, require_plots
 from aadml_jax.reports.tables import Table
 from aadml_jax.training import config as configuration
-from aadml_jax.training.evaluation import DIRECTIONS, embed, evaluate
+from aadml_jax.training.evaluation import DIRECTIONS, embed, evaluate, tie_warning
 from aadml_jax.training.held_data import recorded_limit
 from aadml_jax.training.loop import recorded_data, restore_for_evaluation, retrieval_result
 from aadml_jax.training.parallel import all_devices
@@ -87,6 +87,8 @@ def main() -> None:
         f"pairs of {dataset.source}{split}"
     )
     print(f"{what}\n\n{result_table(result)}")
+    if (warning := tie_warning(result)) is not None:
+        print(warning, file=sys.stderr)
     if _OUTPUT.value is not None:
         command_line.write_output(_OUTPUT.value, json.dumps(result, indent=2) + "\n")
     if _REPORT.value is not None:

@@ -11,6 +11,7 @@ from absl import flags
 
 from aadml_jax.data import open_dataset
 from aadml_jax.training import config as configuration
+from aadml_jax.training.evaluation import tie_warning
 from aadml_jax.training.held_data import hold, nearly_constant_in_words
 from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
 from aadml_jax.training.parallel import all_devices
@@ -74,6 +75,8 @@ def main() -> int:
             return 1
         if folder.is_writer:
             print(f"\n{result_table(result)}\n\nwritten to {folder.path / RESULT_FILE}")
+            if (warning := tie_warning(result)) is not None:
+                print(warning, file=sys.stderr)
     return 0
 
 

@@ -82,8 +82,10 @@ def add_retrieval_sections(
     """Adds four sections: embeddings in one plane, MAP by class, retrieved classes, single queries.
 
     Each clip's audio ranks the visual side of all clips, its own included, and the other way round,
-    as in `aadml_jax.metrics.cross_modal_report`. Of clips of several classes the section
-    of retrieved classes says only that it does not apply. Queries are scored in blocks.
+    as in `aadml_jax.metrics.cross_modal_report`, and as there, AP and the retrieved classes are
+    expectations over the orders of equal scores; only the results of single queries are listed in
+    the order of the clips where their scores are equal. Of clips of several classes the section of
+    retrieved classes says only that it does not apply. Queries are scored in blocks.
 
     Args:
       report: what to add to.
@@ -153,9 +155,11 @@ def _direction(
     for first in range(0, len(queries), _BLOCK_ROWS):
         rows = slice(first, first + _BLOCK_ROWS)
         scores, relevance = scores_and_relevance(rows)
-        values.append(np.asarray(average_precision(scores, relevance)))
+        values.append(np.asarray(average_precision(scores, relevance, ties="expected")))
         if labels.ndim == 1:
-            shares.append(retrieved_class_shares(scores, labels[rows], labels, num_classes))
+            shares.append(
+                retrieved_class_shares(scores, labels[rows], labels, num_classes, ties="expected")
+            )
     average_precisions = np.concatenate(values)
 
     def results(rows: np.ndarray) -> list[QueryResults]:
@@ -302,7 +306,7 @@ def _add_queries(
         "Best and worst queries",
         "The queries of the highest and the lowest average precision (AP) and the classes of what "
         "they find first: ✓ is relevant, ✗ is not, and ×3 are three in a row. Queries of equal AP "
-        "are in the order of their rows, which are counted from 0.",
+        "and results of equal score are in the order of their rows, which are counted from 0.",
     )
     perfect = " and ".join(
         f"{np.count_nonzero(direction.average_precisions == 1)} {direction.queries} queries"

@@ -2,13 +2,16 @@
 
 All take NumPy arrays and return NumPy arrays. `scores` [N, M] and `relevance` bool [N, M] are those
 of `aadml_jax.metrics`: each row is a query, each column a gallery item, higher ranks first, and
-equal scores rank in gallery order. Labels are class numbers [N], or multi-hot, bool [N, C].
+equal scores rank in gallery order unless `ties="expected"` is said. Labels are class numbers [N],
+or multi-hot, bool [N, C].
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from aadml_jax.metrics import TIES
 
 # Scores that are ranked at a time.
 _ENTRIES_AT_ONCE = 2**22
@@ -46,6 +49,7 @@ def retrieved_classes(
     num_classes: int,
     *,
     k: int | None = None,
+    ties: str = "stable",
 ) -> np.ndarray:
     """Which classes are found first for queries of each class: a confusion matrix of retrieval.
 
@@ -57,6 +61,7 @@ def retrieved_classes(
       k: how many results of each query count, 1 ≤ k ≤ M. Default: as many as the gallery has items
         of the query's class, so that a perfect ranking gives the identity matrix and the diagonal
         is the R-precision of each class.
+      ties: `"stable"`, or `"expected"` for the expectation over the orders of equal scores.
 
     Returns:
       float64 [C, C]: entry (c, c′) is the share of class c′ among the results of queries of class
@@ -65,9 +70,12 @@ def retrieved_classes(
 
     Raises:
       ValueError: for multi-hot labels, of which no result belongs to one class alone, for shapes
-        that do not fit, labels out of range, k outside 1 … M or NaN among the scores.
+        that do not fit, labels out of range, k outside 1 … M, an unknown rule for ties or
+        NaN among the scores.
     """
-    shares = retrieved_class_shares(scores, query_labels, gallery_labels, num_classes, k=k)
+    shares = retrieved_class_shares(
+        scores, query_labels, gallery_labels, num_classes, k=k, ties=ties
+    )
     return mean_by_class(shares, query_labels, num_classes)
 
 
@@ -78,6 +86,7 @@ def retrieved_class_shares(
     num_classes: int,
     *,
     k: int | None = None,
+    ties: str = "stable",
 ) -> np.ndarray:
     """The share of each class among the first results of each query.
 
@@ -90,6 +99,7 @@ def retrieved_class_shares(
       gallery_labels: class numbers [M].
       num_classes: C.
       k: see `retrieved_classes`.
+      ties: see `retrieved_classes`.
 
     Returns:
       float64 [N, C]; NaN for a query without results to count.
@@ -111,6 +121,8 @@ def retrieved_class_shares(
         )
     for labels in (queries, gallery):
         _require_classes(labels, num_classes)
+    if ties not in TIES:
+        raise ValueError(f"ties must be one of {sorted(TIES)}; got {ties!r}")
     if k is not None and not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k = {k} must be from 1 to the {scores.shape[1]} gallery items")
     sizes = np.bincount(gallery, minlength=num_classes)
@@ -121,9 +133,25 @@ def retrieved_class_shares(
         for row, ranked in enumerate(order, start=first):
             depth = sizes[queries[row]] if k is None else k
             if depth:
-                counts = np.bincount(gallery[ranked[:depth]], minlength=num_classes)
+                weights = np.ones(depth)
+                if ties == "expected":
+                    ranked, weights = _with_ties(scores[row], ranked, depth)
+                classes = gallery[ranked[: len(weights)]]
+                counts = np.bincount(classes, weights=weights, minlength=num_classes)
                 shares[row] = counts / depth
     return shares
+
+
+def _with_ties(scores: np.ndarray, ranked: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """The items that can be among the first of `ranked`, and the probability of each to be so.
+
+    Scores 3 2 2 1 to a depth of 2: the first three items, with probabilities 1, 1/2 and 1/2.
+    """
+    cut_off = scores[ranked[depth - 1]]
+    before = np.count_nonzero(scores > cut_off)
+    size = np.count_nonzero(scores == cut_off)
+    share = (depth - before) / size
+    return ranked[: before + size], np.concatenate([np.ones(before), np.full(size, share)])
 
 
 def per_class_map(

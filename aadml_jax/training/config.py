@@ -202,8 +202,8 @@ class TrainConfig:
     )
     similarity: str = _setting(
         "posterior",
-        "by which retrieval ranks: cosine of the outputs, or posterior, Σ p(c|query) p(c|item) of "
-        "their softmax",
+        "by which retrieval ranks: cosine of the outputs, or posterior, log Σ p(c|query) p(c|item) "
+        "of their softmax",
         choices=tuple(SIMILARITIES),
     )
     eval_every: int = _setting(

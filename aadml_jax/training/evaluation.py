@@ -18,13 +18,44 @@ from aadml_jax.training.parallel import AXIS, Placement
 
 DIRECTIONS = ("audio_to_visual", "visual_to_audio", "mean")
 _CUT_OFFS = (1, 5, 10)
+# Of a query's pairs (relevant, irrelevant), on average. Float32 scores tie by chance far less.
+_MOST_TIED = 1e-3
+# Rows of one device whose hidden activations are in memory at a time.
+_EMBEDDED_AT_ONCE = 8192
 # Clips whose relevance to all others is in memory at a time.
 _BLOCK_ROWS = 512
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _embed(model: TwoTowers, params: Any, audio: Array, visual: Array) -> tuple[Array, Array]:
-    return model.apply({"params": params}, audio, visual)
+def outputs_in_blocks(
+    model: TwoTowers, params: Any, audio: Array, visual: Array
+) -> tuple[Array, Array]:
+    """The towers' outputs for rows on a device, with the activations of some thousand at a time.
+
+    The last block overlaps the one before it, so that no row is copied to fill it up.
+    """
+    num_rows, block_size = len(audio), _EMBEDDED_AT_ONCE
+    if num_rows <= block_size:
+        return model.apply({"params": params}, audio, visual)
+
+    def of_block(first: Array) -> tuple[Array, Array]:
+        rows = (jax.lax.dynamic_slice_in_dim(side, first, block_size) for side in (audio, visual))
+        return model.apply({"params": params}, *rows)
+
+    # 20 rows in blocks of 8 begin at 0, 8 and 12: the last one's first 4 rows are there already.
+    num_before = (num_rows - 1) // block_size
+    starts = jnp.minimum(
+        jnp.arange(num_before + 1, dtype=jnp.int32) * block_size, num_rows - block_size
+    )
+    overlap = (num_before + 1) * block_size - num_rows
+
+    def in_rows(blocks: Array) -> Array:
+        before = blocks[:-1].reshape(num_before * block_size, blocks.shape[2])
+        return jnp.concatenate([before, blocks[-1, overlap:]])
+
+    return jax.tree.map(in_rows, jax.lax.map(of_block, starts))
+
+
+_embed = jax.jit(outputs_in_blocks, static_argnums=0)
 
 
 def _as_floats(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +97,7 @@ def evaluate(
 
     Args:
       model: the towers.
-      params: their parameters.
+      params: their parameters, on the host or on any devices.
       features: the split, standardised as the training rows were.
       placement: see `make_evaluate`; of one process.
       similarity: by which retrieval ranks, `"cosine"` or `"posterior"`.
@@ -119,7 +150,7 @@ def _report_of_shares(
     def report(
         params: Any, audio: Array, visual: Array, labels: Array, is_real: Array
     ) -> dict[str, Any]:
-        outputs = model.apply({"params": params}, audio, visual)
+        outputs = outputs_in_blocks(model, params, audio, visual)
         return cross_modal_report_of_shares(
             *outputs, labels, is_real, similarity=similarity, ks=ks, axis_name=AXIS
         )
@@ -137,28 +168,34 @@ def bayes_reference(
 ) -> dict[str, Any]:
     """Report of ranking by Σ_c p(c | query) p(c | item), the probability of relevance.
 
+    Its logarithm is what ranks, as in `posterior_similarity`, so that sure posteriors do not tie.
     With the true posteriors of modalities that are independent given the class, this ranking has
     the highest expected precision at every cut-off; it is close to, but not exactly, the best
     expected AP.
 
     Args:
-      audio_posteriors: p(c | audio) [N, C].
+      audio_posteriors: p(c | audio) [N, C], each row in any unit, since it is scaled to sum 1.
       visual_posteriors: p(c | visual) [N, C] of the same clips.
       labels: int [N], or multi-hot, bool [N, C].
     """
-    return _as_floats(
-        cross_modal_report(
-            jnp.asarray(audio_posteriors, jnp.float32),
-            jnp.asarray(visual_posteriors, jnp.float32),
-            labels,
-            similarity=_inner_product,
-            ks=(),
-        )
+    with np.errstate(divide="ignore"):  # a probability of 0 has the logarithm −∞
+        logits = [np.log(x).astype(np.float32) for x in (audio_posteriors, visual_posteriors)]
+    return _as_floats(cross_modal_report(*logits, labels, similarity="posterior", ks=()))
+
+
+def tie_warning(result: Mapping[str, Any]) -> str | None:
+    """A line about equal scores, where they are too many to be a matter of rounding.
+
+    Args:
+      result: the content of result.json; those of earlier versions do not count ties.
+    """
+    tied = result.get("tied_pairs", {}).get("mean", 0.0)
+    if not tied > _MOST_TIED:
+        return None
+    return (
+        f"warning: {100 * tied:.2g} % of the pairs of a relevant and an irrelevant clip have equal "
+        "scores; MAP, precision and recall are their expectations over the order of tied clips"
     )
-
-
-def _inner_product(queries: Array, gallery: Array) -> Array:
-    return jnp.matmul(queries, gallery.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def chance_map(labels: np.ndarray) -> float:

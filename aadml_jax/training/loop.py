@@ -363,6 +363,7 @@ def retrieval_result(
         "prefix_map": {direction: report[direction]["prefix_map"] for direction in DIRECTIONS},
         "precision_at_k": report["mean"]["precision_at_k"],
         "recall_at_k": report["mean"]["recall_at_k"],
+        "tied_pairs": {direction: report[direction]["tied_pairs"] for direction in DIRECTIONS},
         "chance": chance_map(test_labels),
         "bayes_reference": None if reference is None else reference["mean"]["map"],
         "bayes_reference_map": None

@@ -1,5 +1,7 @@
 """Retrieved classes, MAP by class, best and worst queries: against loops and hand-made cases."""
 
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix
@@ -54,6 +56,32 @@ def test_equal_scores_rank_in_gallery_order_whatever_the_sign_of_zero():
     # Class 1 has two items; the first two in gallery order are one of class 0 and one of class 1.
     result = views.retrieved_classes(scores, np.array([1]), np.array([0, 1, 2, 1, 2]), 3)
     np.testing.assert_array_equal(result[1], [0.5, 0.5, 0])
+
+
+@pytest.mark.parametrize("k", [None, 1, 3, 6])
+def test_expected_ties_are_the_mean_over_all_orders_of_the_gallery(k):
+    rng = np.random.default_rng(8)
+    scores = rng.integers(0, 3, (4, 6)) * 0.5
+    scores[scores == 0] *= -1  # −0.0 is a tie of 0.0
+    scores[0, 0] = 0.0
+    queries, gallery = np.array([0, 1, 2, 1]), np.array([0, 1, 1, 2, 0, 1])
+    orders = [list(order) for order in itertools.permutations(range(6))]
+    expected = np.mean(
+        [
+            views.retrieved_class_shares(scores[:, order], queries, gallery[order], 3, k=k)
+            for order in orders
+        ],
+        axis=0,
+    )
+    shares = views.retrieved_class_shares(scores, queries, gallery, 3, k=k, ties="expected")
+    np.testing.assert_allclose(shares, expected, rtol=1e-12)
+    by_class = views.retrieved_classes(scores, queries, gallery, 3, k=k, ties="expected")
+    np.testing.assert_allclose(by_class[1], expected[[1, 3]].mean(axis=0), rtol=1e-12)
+
+
+def test_an_unknown_rule_for_ties_is_refused():
+    with pytest.raises(ValueError, match=r"ties must be one of .*'random'"):
+        views.retrieved_classes(*random_case(0), 4, ties="random")
 
 
 def test_classes_without_queries_or_gallery_items_have_no_row():

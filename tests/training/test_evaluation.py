@@ -9,8 +9,17 @@ import oracles
 import pytest
 
 from aadml_jax.data import PairedFeatures, SyntheticSpec, load_feature_file, make_synthetic
+from aadml_jax.training import evaluation, parallel
 from aadml_jax.training.config import TrainConfig
-from aadml_jax.training.evaluation import bayes_reference, chance_map, embed, evaluate
+from aadml_jax.training.evaluation import (
+    bayes_reference,
+    chance_map,
+    embed,
+    evaluate,
+    make_evaluate,
+    tie_warning,
+)
+from aadml_jax.training.parallel import Placement
 from aadml_jax.training.state import build_model
 
 DIGITS = pathlib.Path(__file__).parents[3] / "shared" / "data" / "fsdd_mnist.h5"
@@ -134,3 +143,108 @@ def test_embeddings_in_batches_are_those_of_all_rows():
         assert all(isinstance(side, np.ndarray) for side in outputs)
         for side, other in zip(outputs, expected, strict=True):
             np.testing.assert_allclose(side, other, rtol=1e-6, atol=1e-7)
+
+
+def test_bayes_reference_of_sure_posteriors_does_not_depend_on_the_order_of_the_rows():
+    # Wrong for some clips and sure to different degrees: 1 − 1e-9 and 1 − 1e-12 are 1 in float32.
+    labels = np.repeat(np.arange(3), 20)
+    sides = []
+    for _ in range(2):
+        found = np.where(RNG.random(60) < 0.3, RNG.integers(0, 3, 60), labels)
+        doubt = 10.0 ** RNG.uniform(-14, -9, 60)
+        sides.append(np.where(np.eye(3, dtype=bool)[found], 1 - doubt[:, None], doubt[:, None] / 2))
+    others = sides[1].sum(axis=1, keepdims=True) - sides[1]
+    others = np.where(sides[1] > 0.5, np.sort(sides[1])[:, :2].sum(axis=1, keepdims=True), others)
+    same, different = sides[0] @ sides[1].T, sides[0] @ others.T
+    expected = mean_ap(np.where(different < 0.5, -different, np.log(same)), labels)
+    reports = [
+        bayes_reference(*(side[order] for side in sides), labels[order])
+        for order in (np.arange(60), np.arange(60)[::-1], RNG.permutation(60))
+    ]
+    for report in reports:
+        assert report["audio_to_visual"]["map"] == pytest.approx(expected, abs=1e-3)
+        assert report["mean"]["map"] == pytest.approx(reports[0]["mean"]["map"], rel=1e-5)
+
+
+def test_bayes_reference_takes_probabilities_of_zero():
+    certain = np.eye(3)[[0, 1, 2, 0]]
+    with np.errstate(all="raise"):
+        report = bayes_reference(certain, certain, np.array([0, 1, 2, 0]))
+    assert report["mean"]["map"] == 1.0
+
+
+def towers(num_rows, seed=1):
+    features = PairedFeatures(
+        np.random.default_rng(seed).normal(size=(num_rows, 4)),
+        np.random.default_rng(seed + 1).normal(size=(num_rows, 5)),
+        np.arange(num_rows) % 3,
+    )
+    model = build_model(TrainConfig(hidden_sizes=(8,), dropout=0.5), 3)
+    return model, model.init(jax.random.key(0), features.audio, features.visual)["params"], features
+
+
+def test_blocks_of_rows_give_the_report_of_all_rows(monkeypatch):
+    model, params, features = towers(43)
+    placement = Placement(tuple(jax.devices()[:2]), "jit")  # 22 rows on each, one of them filling
+    whole = [evaluate(model, params, features, place) for place in (None, placement)]
+    outputs = embed(model, params, features)
+    seen = []
+    apply = type(model).apply
+
+    def noted(self, variables, audio, visual):
+        seen.append(len(audio))
+        return apply(self, variables, audio, visual)
+
+    for block_size in (1, 7, 21):
+        monkeypatch.setattr(type(model), "apply", noted)
+        monkeypatch.setattr(evaluation, "_EMBEDDED_AT_ONCE", block_size)
+        jax.clear_caches()
+        evaluation._report_of_shares.cache_clear()
+        for expected, place in zip(whole, (None, placement), strict=True):
+            in_blocks = evaluate(model, params, features, place)
+            for side in ("audio_to_visual", "visual_to_audio"):
+                assert in_blocks[side]["map"] == pytest.approx(expected[side]["map"], rel=1e-5)
+        for side, expected in zip(embed(model, params, features), outputs, strict=True):
+            np.testing.assert_allclose(side, expected, rtol=1e-5, atol=1e-6)
+        assert set(seen) == {block_size}
+        seen.clear()
+    evaluation._report_of_shares.cache_clear()
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_parameters_on_the_devices_stay_there(mode, monkeypatch):
+    model, params, features = towers(17)
+    placement = Placement(tuple(jax.devices()[:4]), mode)
+    report = make_evaluate(model, (features.audio, features.visual, features.labels), 17, placement)
+    expected = report(jax.device_get(params))
+    if mode == "pmap":  # as a training step returns them
+        step = jax.pmap(
+            lambda rows, params: params, in_axes=(0, None), out_axes=None, devices=placement.devices
+        )
+        on_devices = step(np.zeros(4), params)
+    else:
+        on_devices = placement.put_whole(params)
+
+    def to_host(*_):
+        raise AssertionError("a parameter was placed from the host")
+
+    monkeypatch.setattr(parallel, "_place", to_host)
+    with jax.transfer_guard_device_to_host("disallow_explicit"):
+        placed = [placement.replicate(tree) for tree in (on_devices, params)]
+    for leaf, other in zip(*map(jax.tree.leaves, (placed[0], on_devices)), strict=True):
+        pointers = [
+            [shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards]
+            for x in (leaf, other)
+        ]
+        assert pointers[0] == pointers[1]
+    for leaf, other in zip(*map(jax.tree.leaves, (placed[1], params)), strict=True):
+        assert len(leaf.addressable_shards) == 4 and leaf.is_fully_replicated
+        np.testing.assert_array_equal(leaf, other)
+    for tree in (on_devices, params):
+        assert report(tree) == expected
+
+
+def test_a_warning_names_the_share_of_tied_pairs():
+    assert "3.2 % of the pairs" in tie_warning({"tied_pairs": {"mean": 0.0321}})
+    assert tie_warning({"tied_pairs": {"mean": 1e-5}}) is None
+    assert tie_warning({"map": {}}) is None  # of a version that did not count them
