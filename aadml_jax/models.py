@@ -6,16 +6,27 @@ arXiv:2404.13789) does not publish its architecture; three hidden layers of 1,02
 dropout 0.1 follow the sibling papers of the same group.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import configurations
 from flax import linen as nn
 
 from aadml_jax._arrays import Array, check_count, check_scalar
+from aadml_jax._random import fixed_generator
 
 _DROPOUT_LEVELS = 2**16
+
+
+@contextlib.contextmanager
+def fixed_draws() -> Iterator[None]:
+    """A context in which modules draw the same bits whatever the options of JAX and Flax say."""
+    # How Flax derives a module's key from its name.
+    with fixed_generator(), configurations.config.temp_flip_flag("fix_rng_separator", False):
+        yield
 
 
 class RowDropout(nn.Module):
@@ -30,6 +41,9 @@ class RowDropout(nn.Module):
     float32, so that the expected output is the input. To be so in narrower types too, whose
     rounding of a product would move it by up to 0.2 %, the survivors' own random bits decide
     whether the product is rounded up or down.
+
+    The masks of a threefry key are the same under every setting of `jax_threefry_partitionable`; a
+    key of another implementation gives other masks.
 
     Attributes:
       rate: probability of dropping a unit, in [0, 1).
@@ -52,8 +66,10 @@ class RowDropout(nn.Module):
         if not train or threshold == 0:
             return inputs
         width = inputs.shape[1]
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.make_rng("dropout"), rows)
-        words = jax.vmap(lambda key: jax.random.bits(key, ((width + 1) // 2,), jnp.uint32))(keys)
+        count = (width + 1) // 2
+        with fixed_draws():
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.make_rng("dropout"), rows)
+            words = jax.vmap(lambda key: jax.random.bits(key, (count,), jnp.uint32))(keys)
         levels = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(rows), -1)[:, :width]
         scale = _DROPOUT_LEVELS / (_DROPOUT_LEVELS - threshold)
         if jnp.finfo(inputs.dtype).nmant < jnp.finfo(jnp.float32).nmant:

@@ -35,7 +35,7 @@ from aadml_jax.training.state import (
     init_state,
     run_keys,
 )
-from aadml_jax.training.step import Batch, make_run_steps, make_train_step
+from aadml_jax.training.step import Batch, epoch_order, make_run_steps, make_train_step
 from benchmarks import our_losses, side_by_side
 from experiments import command_line
 
@@ -133,8 +133,8 @@ def make_steps(config: TrainConfig, data: Batch, batch_size: int, steps: int) ->
 
 def make_product() -> Callable[[], object]:
     """A function that multiplies two large matrices."""
-    keys = jax.random.split(jax.random.key(0))
-    a, b = (jax.random.normal(key, (_PEAK_SIZE, _PEAK_SIZE)) for key in keys)
+    random = np.random.default_rng(0)
+    a, b = jax.device_put(random.normal(size=(2, _PEAK_SIZE, _PEAK_SIZE)).astype(np.float32))
     product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST))
     return lambda: jax.block_until_ready(product(a, b))
 
@@ -159,11 +159,8 @@ def _our_loss(params: dict, batch: Batch, config: TrainConfig, reduction: str) -
 
 def _orders(rows: int, seed: int, epochs: int = 4) -> list[np.ndarray]:
     """The order of the rows in our first epochs."""
-    shuffle = run_keys(seed).shuffle
-    return [
-        np.array(jax.random.permutation(jax.random.fold_in(shuffle, epoch), rows))
-        for epoch in range(epochs)
-    ]
+    keys = run_keys(seed)
+    return [np.array(epoch_order(keys, jnp.int32(epoch), rows)) for epoch in range(epochs)]
 
 
 def make_peer_steps(

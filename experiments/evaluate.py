@@ -63,7 +63,7 @@ def main() -> None:
     command_line.set_up_compilation_cache(_COMPILATION_CACHE.value)
     workdir = local_path(_CHECKPOINT.value)
     stored = read_run_json(workdir, CONFIG_FILE)
-    if configuration.config_from_json(stored.get("config")).deterministic:
+    if configuration.config_from_json(stored.get("config"), stored.get("versions")).deterministic:
         command_line.set_up_determinism()
     if _FEATURES_FILE.value is None:
         dataset, split, warnings = recorded_dataset(stored, _DATA_DIR.value)

@@ -36,7 +36,7 @@ def recorded_dataset(stored: dict[str, Any], data_dir: str | None = None) -> Eva
     Raises:
       UserError: if they cannot be read, or are not the same any more.
     """
-    config = configuration.config_from_json(stored.get("config"))
+    config = configuration.config_from_json(stored.get("config"), stored.get("versions"))
     recorded = recorded_data(stored)
     spec, source = dataset_spec(config.dataset), recorded["source"]
     is_prepared = config.dataset.startswith(TFDS_PREFIX)
@@ -79,7 +79,7 @@ def dataset_of_file(stored: dict[str, Any], path: str) -> EvaluatedData:
     Raises:
       UserError: if it cannot be read, or its labels are of another kind.
     """
-    config = configuration.config_from_json(stored.get("config"))
+    config = configuration.config_from_json(stored.get("config"), stored.get("versions"))
     recorded = recorded_data(stored)
     dataset = open_feature_file(path, multi_label=recorded["multi_label"])
     own = _rows_of_run(dataset, config, recorded["fingerprint"])

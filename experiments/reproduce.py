@@ -25,7 +25,7 @@ from aadml_jax.training import config as configuration
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import DIRECTIONS, bayes_reference, chance_map
 from aadml_jax.training.held_data import HeldData, hold
-from aadml_jax.training.loop import TrainingDiverged
+from aadml_jax.training.loop import Interrupted, TrainingDiverged
 from aadml_jax.training.run_folder import RunFolder, versions
 from aadml_jax.training.stacked_runs import Probe
 from aadml_jax.training.step import Batch
@@ -175,7 +175,7 @@ def main() -> int:
                     most_runs=_RUNS_AT_A_TIME.value,
                     on_progress=on_progress,
                 )
-            except TrainingDiverged as stop:
+            except (Interrupted, TrainingDiverged) as stop:
                 print(stop, file=sys.stderr)
                 return 1
         bayes = None
@@ -219,7 +219,11 @@ def main() -> int:
         together = min(count, _RUNS_AT_A_TIME.value)
         if together > 1:  # measured last, so that the page is there whatever it needs
             first = next(iter(wanted))[:2]
-            add_speed(report, [wanted[*first, seed] for seed in range(together)], data)
+            try:
+                add_speed(report, [wanted[*first, seed] for seed in range(together)], data)
+            except Interrupted as stop:
+                print(f"{stop}; the page is there without its last section", file=sys.stderr)
+                return 1
             report.write(folder.path)
     print(f"written to {page}")
     return 0

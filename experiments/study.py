@@ -29,7 +29,7 @@ from aadml_jax.training import config as configuration
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import bayes_reference, chance_map
 from aadml_jax.training.held_data import hold
-from aadml_jax.training.loop import TrainingDiverged
+from aadml_jax.training.loop import Interrupted, TrainingDiverged
 from aadml_jax.training.run_folder import RunFolder, versions
 from aadml_jax.training.stacked_runs import Probe
 from aadml_jax.training.sweep import RunHistory, run_sweep
@@ -317,7 +317,7 @@ def main() -> int:
                             folder=folder.path / "sweep",
                             on_progress=on_progress,
                         )
-                except TrainingDiverged as stop:
+                except (Interrupted, TrainingDiverged) as stop:
                     print(stop, file=sys.stderr)
                     return 1
                 of_fraction[fraction] = histories

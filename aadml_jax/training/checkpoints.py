@@ -53,6 +53,11 @@ class Progress:
     mean_map: float | None
 
 
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether a run folder holds any checkpoint, readable or not."""
+    return any(path.name.isdecimal() for path in (workdir / FOLDER).glob("*"))
+
+
 class Checkpoints:
     """The checkpoints in one run folder; a context manager that waits for pending writes.
 
@@ -106,10 +111,6 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         if self._manager is not None:
             self._manager.close()
-
-    def exist(self) -> bool:
-        """Whether there is any checkpoint, readable or not."""
-        return bool(largest_of_all_processes(bool(self._manager and self._manager.all_steps())))
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Writes `state` in the background; once per step."""

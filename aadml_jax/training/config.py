@@ -5,9 +5,12 @@ The flags of `experiments.train` and the `config.json` of a run folder are both 
 
 import dataclasses
 import math
+import types
+import typing
 from collections.abc import Set
 from typing import Any
 
+from aadml_jax._version import __version__
 from aadml_jax.data import (
     DATASETS,
     NUM_FOLDS,
@@ -42,6 +45,7 @@ _FLOATS = (
     "weight_decay",
     "attention_temperature",
 )
+_STORED_REMEDY = "restore config.json from a copy, or use another --workdir"
 _PAPER_MARGIN = 1.0
 _PAPER_PRESET = {"label_loss": "squared", "similarity": "cosine"}
 _SMOKE_PRESET = {
@@ -62,7 +66,9 @@ def _loss_parameter(name: str, what: str) -> Any:
         for loss, entry in METRIC_LOSSES.items()
         if name in entry.parameters
     )
-    return _setting(None, f"{name} of the metric loss, {what}; default {defaults}")
+    help_text = f"{name} of the metric loss, {what}; default {defaults}"
+    # The first version had a margin, and no loss with any other parameter.
+    return _setting(None, help_text, **({} if name == "margin" else {"before": None}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +78,8 @@ class TrainConfig:
     Fields whose metadata has `resumable=True` may change when a run is resumed, since they do not
     change what an epoch computes (the data are told by their fingerprint). Those with
     `per_process=True` may differ between the processes of a run. `choices` lists the values of a
-    name.
+    name. `before` is what versions without the field did: every new field that is not resumable
+    needs it, for runs of those versions to be read.
     """
 
     dataset: str = _setting(
@@ -80,6 +87,7 @@ class TrainConfig:
         f"data set to train on: {', '.join(_TRAINABLE)}, or tfds:NAME for one that "
         "experiments.prepare wrote, such as tfds:av_digits",
         resumable=True,
+        always_stored=True,
     )
     data_dir: str | None = _setting(
         None,
@@ -113,15 +121,21 @@ class TrainConfig:
         None,
         f"test on this one of {NUM_FOLDS} stratified folds of all rows, 0 to {NUM_FOLDS - 1}, and "
         "train on the others; default the data set's own split",
+        before=None,
     )
     train_fraction: float = _setting(
-        1.0, "part of the training rows of each class to keep, above 0, at most 1"
+        1.0,
+        "part of the training rows of each class to keep, above 0, at most 1",
+        before=1.0,
     )
-    split_seed: int = _setting(0, "seed of the rows that --fold and --train_fraction choose")
+    split_seed: int = _setting(
+        0, "seed of the rows that --fold and --train_fraction choose", before=0
+    )
     paper: bool = _setting(
         False,
         "the method as the paper is read here: squared label loss, margin 1 of the triplet loss, "
         "retrieval by cosine, unless set by flags of their own",
+        before=False,
     )
     smoke: bool = _setting(
         False,
@@ -153,6 +167,7 @@ class TrainConfig:
         "one_hot",
         "class vectors of --loss=proxy_anchor: fixed one-hot, or learned, starting from one-hot",
         choices=("one_hot", "learned"),
+        before="one_hot",
     )
     anchor_aware: bool = _setting(True, "put anchor-aware proxies in the anchors' place")
     num_neighbors: int = _setting(
@@ -163,17 +178,23 @@ class TrainConfig:
     )
     same_class: bool = _setting(True, "only samples of the anchor's class can be neighbours")
     attention_temperature: float = _setting(
-        1.0, "divides the attention's logits; below 1 its weights are sharper, above 0"
+        1.0,
+        "divides the attention's logits; below 1 its weights are sharper, above 0",
+        before=1.0,
     )
     neighbors_from: str = _setting(
-        "own", "modality in which an anchor's neighbours are sought", choices=NEIGHBORS_FROM
+        "own",
+        "modality in which an anchor's neighbours are sought",
+        choices=NEIGHBORS_FROM,
+        before="own",
     )
-    neighbor_gradient: bool = _setting(True, "let gradients reach the neighbours")
+    neighbor_gradient: bool = _setting(True, "let gradients reach the neighbours", before=True)
     proxy_role: str = _setting(
         "in_place",
         "proxies in the anchors' place, beside the anchors (the mean of both losses), or on both "
         "sides, in the place of anchors and references",
         choices=PROXY_ROLES,
+        before="in_place",
     )
     distance: str = _setting(
         "cosine", "distance that the metric loss sees", choices=tuple(DISTANCES)
@@ -195,16 +216,20 @@ class TrainConfig:
         "float32",
         "of the towers' matrix products; parameters, losses, graph and metrics stay in float32",
         choices=("float32", "bfloat16"),
+        before="float32",
     )
     learning_rate: float = _setting(1e-4, "learning rate of Adam")
     weight_decay: float = _setting(
-        0.0, "decoupled weight decay (AdamW) of the towers' weight matrices"
+        0.0,
+        "decoupled weight decay (AdamW) of the towers' weight matrices",
+        before=0.0,
     )
     similarity: str = _setting(
         "posterior",
         "by which retrieval ranks: cosine of the outputs, or posterior, log Σ p(c|query) p(c|item) "
         "of their softmax",
         choices=tuple(SIMILARITIES),
+        before="cosine",
     )
     eval_every: int = _setting(
         10, "epochs between evaluations (and checkpoints) on the test rows", resumable=True
@@ -288,28 +313,84 @@ def common_fields(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def config_from_json(values: dict[str, Any]) -> TrainConfig:
+def config_from_json(values: Any, versions: Any = None) -> TrainConfig:
     """The configuration stored by `dataclasses.asdict` as JSON.
+
+    A field that the version which stored it did not know gets the value of what that version did,
+    or its default if it changes no result.
 
     Args:
       values: field names and values; lists stand for tuples.
+      versions: those that config.json records beside it, for the message; None if there are none.
 
     Raises:
-      UserError: if the names are not those of this version's `TrainConfig`.
+      UserError: if a field is unknown, is missing and cannot be filled in, or has a value that no
+        run can have.
     """
     if not isinstance(values, dict):
-        raise UserError("the stored configuration is damaged; use another --workdir")
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    if set(values) != known:
-        odd = ", ".join(sorted(set(values) ^ known))
         raise UserError(
-            f"the stored configuration is of another version of aadml_jax (fields {odd}); "
-            "use that version, or another --workdir"
+            f"the stored configuration is damaged (it holds no fields); {_STORED_REMEDY}"
         )
-    values = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }
-    return TrainConfig(**values)
+    writer = versions.get("aadml_jax") if isinstance(versions, dict) else None
+    said = f"by aadml_jax {writer}" if writer else "by another version of aadml_jax"
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    if unknown := ", ".join(sorted(set(values) - fields.keys())):
+        raise UserError(
+            f"the stored configuration is of another version of aadml_jax: it was written {said}, "
+            f"and this one, {__version__}, does not know its field {unknown}; use that version, or "
+            "another --workdir"
+        )
+    hints = typing.get_type_hints(TrainConfig)
+    known = {}
+    for name, field in fields.items():
+        if name not in values:
+            known[name] = _value_without(field, said)
+            continue
+        value = values[name]
+        value = tuple(value) if isinstance(value, list) else value
+        if not _is_of_type(value, hints[name]):
+            raise UserError(
+                f"the stored configuration is damaged ({name} cannot be {value!r}); "
+                f"{_STORED_REMEDY}"
+            )
+        choices = field.metadata.get("choices", ())
+        if choices and value not in choices and field.metadata.get("resumable"):
+            value = field.default  # a way to run that is gone changes no result
+        known[name] = value
+    config = TrainConfig(**known)
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(
+            f"the stored configuration cannot be used ({error}); {_STORED_REMEDY}"
+        ) from error
+    return config
+
+
+def _value_without(field: dataclasses.Field, said: str) -> Any:
+    """What a field means in a configuration that does not have it."""
+    if "before" in field.metadata:
+        return field.metadata["before"]
+    if field.metadata.get("resumable") and not field.metadata.get("always_stored"):
+        return field.default
+    raise UserError(
+        f"the stored configuration is of another version of aadml_jax: it was written {said}, "
+        f"without the field {field.name} that this one, {__version__}, needs; use that version, or "
+        "another --workdir"
+    )
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type; whole numbers are floats too, and bools no numbers."""
+    if isinstance(hint, types.UnionType):
+        return any(_is_of_type(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        (item, _) = typing.get_args(hint)
+        return isinstance(value, tuple) and all(_is_of_type(each, item) for each in value)
+    if hint in (int, float):
+        allowed = int if hint is int else int | float
+        return isinstance(value, allowed) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 def default_workdir(config: TrainConfig) -> str:

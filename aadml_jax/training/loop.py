@@ -4,10 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import signal
 import time
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import jax
@@ -15,7 +12,7 @@ import numpy as np
 
 from aadml_jax.data import StoredFeatures, identity_standardization
 from aadml_jax.errors import UserError
-from aadml_jax.training.checkpoints import Checkpoints, Progress
+from aadml_jax.training.checkpoints import Checkpoints, Progress, has_checkpoints
 from aadml_jax.training.config import TrainConfig, config_from_json, resumable_fields
 from aadml_jax.training.evaluation import DIRECTIONS, bayes_reference, chance_map, make_evaluate
 from aadml_jax.training.held_data import HeldData, is_standardized_alike
@@ -27,11 +24,23 @@ from aadml_jax.training.run_folder import (
     RESULT_FILE,
     MetricLog,
     RunFolder,
+    environment,
+    left_by_a_run,
     read_run_json,
     require_same_folder,
     versions,
+    was_evaluated,
 )
-from aadml_jax.training.state import TrainState, build_model, build_optimizer, init_state, run_keys
+from aadml_jax.training.signals import Interrupted, StopSignal
+from aadml_jax.training.state import (
+    TrainState,
+    build_model,
+    build_optimizer,
+    finite_parts,
+    first_broken_part,
+    init_state,
+    run_keys,
+)
 from aadml_jax.training.step import make_run_steps, make_train_step
 from aadml_jax.training.streaming import make_stream_steps
 
@@ -42,39 +51,8 @@ _PROFILED_STEPS = 5
 PROFILE_FOLDER = "profile"
 
 
-class Interrupted(Exception):
-    """The run was told to stop by a signal, and has saved its state."""
-
-
 class TrainingDiverged(Exception):
-    """The objective became NaN or infinite."""
-
-
-@dataclasses.dataclass
-class _StopSignal:
-    """The first SIGTERM or SIGINT asks to stop; a second one acts at once."""
-
-    number: int = 0
-
-    def agreed_name(self) -> str | None:
-        """Name of a signal that any process of the run got; all of them must ask together."""
-        number = largest_of_all_processes(self.number)
-        return signal.Signals(number).name if number else None
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            self.number = number
-            signal.signal(number, previous[number])
-
-        previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in previous:
-            signal.signal(number, on_signal)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    """The objective or the state became NaN or infinite."""
 
 
 def check_resumable(stored: dict[str, Any], config: TrainConfig, data: dict[str, Any]) -> None:
@@ -89,7 +67,14 @@ def check_resumable(stored: dict[str, Any], config: TrainConfig, data: dict[str,
       UserError: naming what differs.
     """
     remedy = "use the same value, or another --workdir"
-    former = config_from_json(stored.get("config"))
+    has_x64 = environment()["enable_x64"]
+    had_x64 = _recorded(stored.get("environment"), "enable_x64", has_x64)
+    if had_x64 != has_x64:
+        raise UserError(
+            f"{config.workdir} holds a checkpoint of another configuration: JAX_ENABLE_X64 was "
+            f"{had_x64}, now {has_x64}; {remedy}"
+        )
+    former = config_from_json(stored.get("config"), stored.get("versions"))
     for field in dataclasses.fields(config):
         old, new = getattr(former, field.name), getattr(config, field.name)
         if old != new and field.name not in resumable_fields():
@@ -111,6 +96,10 @@ def check_resumable(stored: dict[str, Any], config: TrainConfig, data: dict[str,
         )
 
 
+def _recorded(part: Any, name: str, default: Any) -> Any:
+    return part.get(name, default) if isinstance(part, dict) else default
+
+
 def recorded_data(stored: dict[str, Any]) -> dict[str, Any]:
     """The description of the data in the content of a config.json.
 
@@ -118,10 +107,19 @@ def recorded_data(stored: dict[str, Any]) -> dict[str, Any]:
       UserError: if there is none.
     """
     data = stored.get("data")
-    needed = {"fingerprint", "source", "num_classes", "multi_label", "audio_dim", "visual_dim"}
-    if not isinstance(data, dict) or not needed <= set(data):
-        raise UserError("config.json does not describe its data; use another --workdir")
-    return data
+    if isinstance(data, dict):
+        data = {"multi_label": False, **data}  # the first version knew one class a clip
+        texts = all(isinstance(data.get(name), str) for name in ("fingerprint", "source"))
+        sizes = [data.get(name) for name in ("num_classes", "audio_dim", "visual_dim")]
+        if (
+            texts
+            and isinstance(data["multi_label"], bool)
+            and all(type(size) is int and size > 0 for size in sizes)
+        ):
+            return data
+    raise UserError(
+        "config.json does not describe its data; restore it from a copy, or use another --workdir"
+    )
 
 
 def run_training(
@@ -142,16 +140,29 @@ def run_training(
       The content of result.json.
 
     Raises:
-      UserError: if the folder belongs to another configuration, or is beyond `config.epochs`.
-      Interrupted: after SIGTERM or SIGINT, with the state saved.
-      TrainingDiverged: if the objective stops being finite; earlier checkpoints stay.
+      UserError: if the folder belongs to a run of another configuration, with checkpoints or
+        without, or is beyond `config.epochs`.
+      Interrupted: after a signal (SIGTERM, SIGINT, SIGHUP and others, see `StopSignal`), with the
+        state saved.
+      TrainingDiverged: if the objective or the state stops being finite; earlier checkpoints stay.
     """
     require_same_folder(folder)
-    with Checkpoints(folder.path) as checkpoints:
-        if checkpoints.exist():
-            check_resumable(read_run_json(folder.path, CONFIG_FILE), config, data.description)
+    left = left_by_a_run(folder.path)
+    if largest_of_all_processes(bool(left) or has_checkpoints(folder.path)):
+        _require_same_run(folder.path, config, data.description)
+    # Optax adds whole numbers to floats.
+    with jax.numpy_dtype_promotion("standard"), Checkpoints(folder.path) as checkpoints:
         placement = placement or one_device()
-        return _Run(config, data, folder, checkpoints, placement).to_the_end()
+        return _Run(config, data, folder, checkpoints, placement, left).to_the_end()
+
+
+def _require_same_run(path: pathlib.Path, config: TrainConfig, data: dict[str, Any]) -> None:
+    if not (path / CONFIG_FILE).exists():
+        raise UserError(
+            f"{path / CONFIG_FILE} cannot be read (it is gone), though the folder holds a run; "
+            "restore it from a copy, or use another --workdir"
+        )
+    check_resumable(read_run_json(path, CONFIG_FILE), config, data)
 
 
 class _Run:
@@ -164,6 +175,7 @@ class _Run:
         folder: RunFolder,
         checkpoints: Checkpoints,
         placement: Placement,
+        left: list[str],
     ):
         self.config, self.data = config, data
         self.folder, self.checkpoints = folder, checkpoints
@@ -177,6 +189,7 @@ class _Run:
         restored = checkpoints.restore_latest(self.state)
         if restored is not None:
             self.state, self.progress = restored
+        self.lost_its_checkpoints = left if restored is None else []
         self.state = placement.put_whole(self.state)
         begun = -(-self.step // self.steps_per_epoch)
         if begun > config.epochs:
@@ -190,6 +203,7 @@ class _Run:
                 "config": dataclasses.asdict(config),
                 "data": data.description,
                 "versions": versions(),
+                "environment": environment(),
             },
         )
         train_step = make_train_step(
@@ -241,32 +255,46 @@ class _Run:
             display.write(
                 f"resuming after {epoch} of {self.config.epochs} epochs (step {restored_step})"
             )
+        elif self.lost_its_checkpoints:
+            display.write(self._begin_again())
         log = MetricLog(self.folder, last_step=restored_step)
         events = TensorBoard(
             self.folder.path,
             enabled=self.config.tensorboard if writes else False,
             last_step=restored_step,
         )
-        stop = _StopSignal()
+        stop = StopSignal()
         report = None
         try:
             with stop.listening():
                 for epoch in range(self.progress.epoch + 1, self.config.epochs + 1):
                     self._train_to_end_of(epoch, stop, log)
                     report = self._finish_epoch(epoch, log, events, display)
+                self.checkpoints.wait()
         finally:
             display.close()
             events.close()
             log.close()
         result = self._result(report)
-        self.checkpoints.wait()
         self.folder.write_json(RESULT_FILE, result)
         return result
 
-    def _train_to_end_of(self, epoch: int, stop: _StopSignal, log: MetricLog) -> None:
+    def _begin_again(self) -> str:
+        """Keeps what a run without checkpoints left; says what becomes of it."""
+        path = self.folder.path
+        words = f"{path} holds no checkpoint: the run starts from its beginning"
+        # Without an evaluation there was no checkpoint yet, and its epochs come again.
+        kept = []
+        if RESULT_FILE in self.lost_its_checkpoints or was_evaluated(path):
+            kept = [(name, self.folder.set_aside(name)) for name in self.lost_its_checkpoints]
+        names = " and ".join(f"{name} as {other}" for name, other in kept if other)
+        return f"{words}; what it left is kept, {names}" if names else words
+
+    def _train_to_end_of(self, epoch: int, stop: StopSignal, log: MetricLog) -> None:
         # A finished epoch is evaluated and logged before a signal is answered.
         while (remaining := epoch * self.steps_per_epoch - self.step) > 0:
             if (name := stop.agreed_name()) is not None:
+                self._require_finite_state(epoch)
                 log.sync()
                 self.checkpoints.save(self.state, self._now(epoch - 1, None))
                 self.checkpoints.wait()
@@ -299,6 +327,7 @@ class _Run:
             for name, total in jax.device_get(self.state.epoch_sums).items()
         }
         self._require_finite("loss", values["loss"], epoch)
+        self._require_finite_state(epoch)
         values["learning_rate"] = self.config.learning_rate
         is_last = epoch == self.config.epochs
         report = None
@@ -308,24 +337,34 @@ class _Run:
                 values[f"map_{direction}"] = report[direction]["map"]
             self._require_finite("MAP", values["map_mean"], epoch)
         log.write(self.step, {"epoch": epoch, **values})
-        events.write(self.step, values)
-        display.epoch_done(epoch, values, report)
-
         every = self.config.checkpoint_every
         if report is not None or (every is not None and epoch % every == 0):
             log.sync()
             mean_map = None if report is None else report["mean"]["map"]
             self.progress = self._now(epoch, mean_map)
             self.checkpoints.save(self.state, self.progress)
+        # Last, so that an output that fails costs nothing.
+        events.write(self.step, values)
+        display.epoch_done(epoch, values, report)
         return report
 
     def _require_finite(self, name: str, value: float, epoch: int) -> None:
         """Stops before anything of a broken state is logged or saved."""
         if not math.isfinite(value):
-            raise TrainingDiverged(
-                f"the {name} became {value} in epoch {epoch}; lower --learning_rate "
-                f"({self.config.learning_rate:g}) and start again with another --workdir"
+            raise self._diverged(f"the {name} became {value} in epoch {epoch}")
+
+    def _require_finite_state(self, epoch: int) -> None:
+        if part := first_broken_part(jax.device_get(finite_parts(self.state))):
+            raise self._diverged(
+                f"the {part} became infinite or not a number in epoch {epoch}, whose state is not "
+                "saved"
             )
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{what}; lower --learning_rate ({self.config.learning_rate:g}) and start again with "
+            "another --workdir"
+        )
 
     def _now(self, epoch: int, mean_map: float | None) -> Progress:
         return Progress(epoch, time.monotonic() - self.started, mean_map)
@@ -385,7 +424,7 @@ def restore_for_evaluation(
     Raises:
       UserError: if there is no checkpoint that can be read.
     """
-    config = config_from_json(stored.get("config"))
+    config = config_from_json(stored.get("config"), stored.get("versions"))
     data = recorded_data(stored)
     template = init_state(
         config,

@@ -263,7 +263,8 @@ def _map_leaves(place: Callable[[Any], Array], tree: Any) -> Any:
 
     def place_any(leaf: Any) -> Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)))
+            words = place(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
         return place(leaf)
 
     return jax.tree.map(place_any, tree)

@@ -1,7 +1,9 @@
 """The folder of a run: its lock, its JSON files and its line-by-line metric log."""
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import pathlib
 import platform
@@ -11,6 +13,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+import jax
 import numpy as np
 
 from aadml_jax._files import held_lock, local_path, written_as_a_whole
@@ -92,6 +95,38 @@ class RunFolder:
             json.dump(content, file, indent=2, allow_nan=False)
             file.write("\n")
 
+    def set_aside(self, name: str) -> str | None:
+        """Renames a file to one with the next free number, such as result.1.json for result.json.
+
+        Returns:
+          The new name; None if there is no such file or this process is not the folder's writer.
+        """
+        path = self.path / name
+        if not self.is_writer or not path.exists():
+            return None
+        numbered = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
+        free = next(other for other in numbered if not other.exists())
+        path.rename(free)
+        return free.name
+
+
+def left_by_a_run(folder: pathlib.Path) -> list[str]:
+    """Which files, beside any checkpoints, show that a run came to the end of an epoch here."""
+    found = []
+    with contextlib.suppress(OSError):
+        if (folder / METRICS_FILE).stat().st_size:
+            found.append(METRICS_FILE)
+    if (folder / RESULT_FILE).exists():
+        found.append(RESULT_FILE)
+    return found
+
+
+def was_evaluated(folder: pathlib.Path) -> bool:
+    """Whether any line of a folder's log is of an evaluated epoch, which a checkpoint follows."""
+    with contextlib.suppress(OSError):
+        return any("map_mean" in line for line in _lines_up_to(folder / METRICS_FILE, math.inf))
+    return False
+
 
 def require_same_folder(folder: RunFolder) -> None:
     """Checks that all processes of a run see one folder; every one of them must call this.
@@ -167,7 +202,7 @@ class MetricLog:
             self._file.close()
 
 
-def _lines_up_to(path: pathlib.Path, last_step: int) -> list[str]:
+def _lines_up_to(path: pathlib.Path, last_step: float) -> list[str]:
     """The lines of a log up to a step; a last line torn by a crash is left out.
 
     Raises:
@@ -185,6 +220,15 @@ def _lines_up_to(path: pathlib.Path, last_step: int) -> list[str]:
                     f"{path}: line {number} is not a line of this log; move the file away"
                 ) from None
     return kept
+
+
+def environment() -> dict[str, Any]:
+    """Settings from outside that can change the bytes of a run, as config.json records them."""
+    return {
+        "enable_x64": bool(jax.config.jax_enable_x64),
+        "default_matmul_precision": jax.config.jax_default_matmul_precision,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -18,12 +18,21 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from aadml_jax._arrays import Array
+from aadml_jax._random import fixed_generator, seed_key
 from aadml_jax.metrics import cross_modal_report
 from aadml_jax.objective import ObjectiveOptions, aadml_objective
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import outputs_in_blocks
 from aadml_jax.training.held_data import HeldData
-from aadml_jax.training.state import TrainState, adam, build_model, init_state, run_keys
+from aadml_jax.training.state import (
+    TrainState,
+    adam,
+    build_model,
+    finite_parts,
+    first_broken_part,
+    init_state,
+    run_keys,
+)
 from aadml_jax.training.step import Batch, begin_epoch, epoch_order, make_train_step, repeat_step
 
 _IN_OBJECTIVE = (
@@ -42,6 +51,7 @@ VARYING = ("seed", *_IN_OBJECTIVE, "learning_rate", "weight_decay")
 """Fields of `TrainConfig` in which the runs of one program may differ."""
 
 _AXIS = "runs"
+_VMAP_AXES = TrainState(step=None, params=0, opt_state=0, epoch_sums=0, standardization=None)
 
 
 class Probe(NamedTuple):
@@ -73,6 +83,11 @@ def kind_of(config: TrainConfig) -> str:
     for name in VARYING:
         fields[name] = fields[name] is None  # a loss has the parameter or not
     return json.dumps(fields, sort_keys=True)
+
+
+@jax.jit
+def _finite_parts_by_run(state: TrainState) -> dict[str, Array]:
+    return jax.vmap(finite_parts, in_axes=(_VMAP_AXES,))(state)
 
 
 class StackedRuns:
@@ -113,24 +128,20 @@ class StackedRuns:
             step=P(), params=P(_AXIS), opt_state=P(_AXIS), epoch_sums=P(_AXIS), standardization=P()
         )
         run_all = jax.vmap(
-            self._one_epoch,
-            in_axes=(None, 0, 0, self._vmap_axes()),
-            out_axes=self._vmap_axes(),
+            self._some_steps,
+            in_axes=(None, 0, 0, _VMAP_AXES, None),
+            out_axes=_VMAP_AXES,
         )
         self._compiled = jax.jit(
             jax.shard_map(
                 run_all,
                 mesh=self.mesh,
-                in_specs=(P(), P(_AXIS), P(_AXIS), self.axes),
+                in_specs=(P(), P(_AXIS), P(_AXIS), self.axes, P()),
                 out_specs=self.axes,
                 check_vma=False,
             ),
             donate_argnums=3,
         )
-
-    @staticmethod
-    def _vmap_axes() -> TrainState:
-        return TrainState(step=None, params=0, opt_state=0, epoch_sums=0, standardization=None)
 
     def _options(self, values: dict[str, Array]) -> ObjectiveOptions:
         """A run's objective, from its share of the values that vary."""
@@ -150,7 +161,8 @@ class StackedRuns:
         ) -> Array:
             num_rows = len(labels)
             batch = min(size, num_rows)
-            order = jax.random.permutation(jax.random.key(0), num_rows)
+            with fixed_generator():
+                order = jax.random.permutation(seed_key(0), num_rows)
             order = order[: num_rows // batch * batch].reshape(-1, batch)
             objective = functools.partial(
                 aadml_objective,
@@ -173,8 +185,13 @@ class StackedRuns:
             )
         )
 
-    def _one_epoch(
-        self, rows: Batch, keys: Any, values: dict[str, Array], state: TrainState
+    def _some_steps(
+        self,
+        rows: Batch,
+        keys: Any,
+        values: dict[str, Array],
+        state: TrainState,
+        num_steps: Array,
     ) -> TrainState:
         optimizer = adam(
             values.get("learning_rate", self.config.learning_rate),
@@ -190,7 +207,7 @@ class StackedRuns:
             return jax.tree.map(lambda array: array[chosen], rows)
 
         state = begin_epoch(state, self.steps_per_epoch)
-        return repeat_step(train_step, batch_at, keys, state, self.steps_per_epoch)
+        return repeat_step(train_step, batch_at, keys, state, num_steps)
 
     def first_state(self) -> TrainState:
         """The runs' states before the first step, as host arrays."""
@@ -236,9 +253,20 @@ class StackedRuns:
             )
         )
 
-    def run_epoch(self, state: TrainState) -> TrainState:
-        """The runs' states an epoch later; the memory of the given ones is reused."""
-        return jax.block_until_ready(self._compiled(self.rows, self.keys, self.values, state))
+    def run_steps(self, state: TrainState, num_steps: int) -> TrainState:
+        """The runs' states some steps later, within an epoch; the memory of the given is reused."""
+        return jax.block_until_ready(
+            self._compiled(self.rows, self.keys, self.values, state, np.int32(num_steps))
+        )
+
+    def first_broken_part(self, state: TrainState) -> tuple[TrainConfig, str] | None:
+        """A run whose state has a number that is not finite, and in which part; None if none."""
+        finite = jax.device_get(_finite_parts_by_run(state))
+        for number, config in enumerate(self.configs[: self.num_runs]):
+            part = first_broken_part({name: values[number] for name, values in finite.items()})
+            if part:
+                return config, part
+        return None
 
     def measuring(self, probes: Mapping[str, Probe]) -> dict[str, Callable[[Any], list[Any]]]:
         """For each probe, a function of the runs' parameters that gives their reports."""

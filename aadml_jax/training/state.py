@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from aadml_jax._arrays import Array
+from aadml_jax._random import fixed_generator, seed_key
 from aadml_jax.data import FeatureStandardization
-from aadml_jax.models import TwoTowers
+from aadml_jax.models import TwoTowers, fixed_draws
 from aadml_jax.objective import aadml_objective
 from aadml_jax.training.config import TrainConfig
 
@@ -51,7 +52,8 @@ class TrainState(NamedTuple):
 
 def run_keys(seed: int) -> RunKeys:
     """The keys of a run."""
-    return RunKeys(*jax.random.split(jax.random.key(seed), 3))
+    with fixed_generator():
+        return RunKeys(*jax.random.split(seed_key(seed), 3))
 
 
 def build_model(config: TrainConfig, num_classes: int) -> TwoTowers:
@@ -88,9 +90,31 @@ def adam(learning_rate: float | Array, weight_decay: float | Array) -> optax.Gra
     return optax.adamw(learning_rate, weight_decay=weight_decay, mask=is_decayed)
 
 
+@jax.jit
+def finite_parts(state: TrainState) -> dict[str, Array]:
+    """Whether all numbers of a state are finite: a bool scalar for each part that steps change."""
+
+    def is_finite(tree: Any) -> Array:
+        # Of whole numbers, isfinite is true.
+        finite = (jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+        return functools.reduce(jnp.logical_and, finite, jnp.bool_(True))
+
+    return {
+        "sums of the objective": is_finite(state.epoch_sums),
+        "parameters": is_finite(state.params),
+        "state of the optimizer": is_finite(state.opt_state),
+    }
+
+
+def first_broken_part(finite: dict[str, Array]) -> str | None:
+    """Name of the first of the `finite_parts` that is not finite; None if all are."""
+    return next((name for name, is_finite in finite.items() if not is_finite), None)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _init_params(model: TwoTowers, key: Array, audio: Array, visual: Array) -> Any:
-    return model.init(key, audio, visual)["params"]
+    with fixed_draws():
+        return model.init(key, audio, visual)["params"]
 
 
 def init_state(

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from aadml_jax._arrays import Array, check_count, rows_of_share
+from aadml_jax._random import fixed_generator
 from aadml_jax.models import TwoTowers
 from aadml_jax.objective import ObjectiveOptions, aadml_objective
 from aadml_jax.training.parallel import Placement, one_device
@@ -171,7 +172,8 @@ def check_steps(step: int, num_steps: int, steps_per_epoch: int) -> int:
 
 def epoch_order(keys: RunKeys, epoch: Array, num_rows: int) -> Array:
     """The order of an epoch's rows, int32 [N]: a permutation drawn from (seed, epoch)."""
-    return jax.random.permutation(jax.random.fold_in(keys.shuffle, epoch), num_rows)
+    with fixed_generator():
+        return jax.random.permutation(jax.random.fold_in(keys.shuffle, epoch), num_rows)
 
 
 def begin_epoch(state: TrainState, steps_per_epoch: int) -> TrainState:

@@ -24,11 +24,14 @@ from aadml_jax.training.checkpoints import Checkpoints, Progress
 from aadml_jax.training.config import TrainConfig, resumable_fields
 from aadml_jax.training.held_data import HeldData
 from aadml_jax.training.loop import TrainingDiverged
-from aadml_jax.training.run_folder import versions
+from aadml_jax.training.run_folder import environment, versions
+from aadml_jax.training.signals import Interrupted, StopSignal
 from aadml_jax.training.stacked_runs import VARYING, Probe, StackedRuns, kind_of
 from aadml_jax.training.state import TrainState
 
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
+# A signal is answered between calls. On a CPU so many steps of single runs take seconds.
+_STEPS_PER_SLOW_CALL = 64
 _HISTORY_FILE = "history.json"
 
 
@@ -94,6 +97,7 @@ def run_sweep(
 
     Raises:
       UserError: the folder cannot be used, or what it holds is damaged.
+      Interrupted: see `run_program`; the same call goes on from there.
       TrainingDiverged: see `run_program`; what was complete before stays.
     """
     try:
@@ -109,35 +113,43 @@ def run_sweep(
     missing = {name: config for name, config in missing.items() if name not in known}
     total, done = sum(config.epochs for config in missing.values()), 0
     to_do = list(missing.items())
-    for group in programs([config for _, config in to_do], most_runs):
-        of_group = [to_do[number] for number in group]
+    stop = StopSignal()
+    with stop.listening(), _promotion():
+        for group in programs([config for _, config in to_do], most_runs):
+            of_group = [to_do[number] for number in group]
 
-        def count(epoch: int, before: int = done, size: int = len(group)) -> None:
-            on_progress(before + epoch * size, total)
+            def count(epoch: int, before: int = done, size: int = len(group)) -> None:
+                on_progress(before + epoch * size, total)
 
-        identity = _identity([config for _, config in of_group], surroundings)
-        histories = run_program(
-            [config for _, config in of_group],
-            data,
-            probes,
-            folder=folder / f"partial-{identity}",
-            devices=devices,
-            on_epoch=count,
-        )
-        done += sum(config.epochs for _, config in of_group)
-        runs = {
-            name: history._asdict() for (name, _), history in zip(of_group, histories, strict=True)
-        }
-        # One file for all, so that a sweep that is cut off leaves whole programs.
-        with written_as_a_whole(folder / f"{identity}.json") as file:
-            json.dump(runs, file, allow_nan=False)
-        shutil.rmtree(folder / f"partial-{identity}")
-        known.update(runs)
+            group_configs = [config for _, config in of_group]
+            identity = _identity(group_configs, surroundings)
+            partial = folder / f"partial-{identity}"
+            histories = _run_program(group_configs, data, probes, partial, devices, count, stop)
+            done += sum(config.epochs for config in group_configs)
+            runs = {
+                name: history._asdict()
+                for (name, _), history in zip(of_group, histories, strict=True)
+            }
+            # One file for all, so that a sweep that is cut off leaves whole programs.
+            with written_as_a_whole(folder / f"{identity}.json") as file:
+                json.dump(runs, file, allow_nan=False)
+            shutil.rmtree(partial)
+            known.update(runs)
+            if stop.name is not None:  # which came when the program was as good as done
+                raise Interrupted(
+                    f"stopped by {stop.name} after {done} of {total} epochs of all runs, which are "
+                    "saved; the same command resumes"
+                )
     for partial in folder.glob("partial-*"):
         # Runs of it were trained in other programs. What another sweep has begun stays.
         if _members(partial) <= known.keys():
             shutil.rmtree(partial)
     return [RunHistory(**known[name]) for name in names]
+
+
+def _promotion() -> contextlib.AbstractContextManager[None]:
+    # Optax adds whole numbers to floats.
+    return jax.numpy_dtype_promotion("standard")
 
 
 def _members(partial: pathlib.Path) -> set[str]:
@@ -183,10 +195,26 @@ def run_program(
     Raises:
       ValueError: the configurations are of several kinds.
       UserError: the folder cannot be used.
-      TrainingDiverged: an objective or a measurement stopped being finite.
+      Interrupted: after a signal (see `StopSignal`), with the state saved if there is a folder.
+      TrainingDiverged: an objective, a state or a measurement stopped being finite; nothing of it
+        is saved.
     """
     if len({kind_of(config) for config in configs}) != 1:
         raise ValueError(f"the runs of a program may differ in {', '.join(VARYING)} alone")
+    stop = StopSignal()
+    with stop.listening(), _promotion():
+        return _run_program(configs, data, probes, folder, devices, on_epoch, stop)
+
+
+def _run_program(
+    configs: Sequence[TrainConfig],
+    data: HeldData,
+    probes: Mapping[str, Probe],
+    folder: pathlib.Path | None,
+    devices: Sequence[jax.Device] | None,
+    on_epoch: Callable[[int], None],
+    stop: StopSignal,
+) -> list[RunHistory]:
     program = StackedRuns(configs, data, tuple(devices or jax.local_devices()))
     last = configs[0].epochs
     measure = program.measuring(probes)
@@ -194,6 +222,9 @@ def run_program(
         RunHistory({}, {name: {"epochs": [], "reports": []} for name in probes}) for _ in configs
     ]
     first, epoch, checkpoints = program.first_state(), 0, None
+    steps_per_call = program.steps_per_epoch
+    if program.mesh.devices.flat[0].platform == "cpu":
+        steps_per_call = max(1, _STEPS_PER_SLOW_CALL // len(configs))
     with contextlib.ExitStack() as stack:
         if folder is not None:
             surroundings = _surroundings(data, probes)
@@ -206,8 +237,20 @@ def run_program(
                 history = [_cut(RunHistory(**run), epoch) for run in restored]
         state = program.placed(first)
         saved = time.monotonic()
+
+        def save() -> None:
+            _require_finite_state(program, state, epoch)
+            _write(folder, identity, members, history)
+            checkpoints.save(program.on_host(state), Progress(epoch, 0.0, None))
+
         while epoch < last:
-            state = program.run_epoch(state)
+            while remaining := (epoch + 1) * program.steps_per_epoch - int(state.step):
+                if stop.name is not None:
+                    if checkpoints is not None:
+                        save()
+                        checkpoints.wait()
+                    raise Interrupted(_farewell(stop.name, epoch, last, folder))
+                state = program.run_steps(state, min(remaining, steps_per_call))
             epoch += 1
             for run, config, losses in zip(
                 history, configs, _mean_losses(program, state), strict=True
@@ -215,6 +258,7 @@ def run_program(
                 for name, value in losses.items():
                     _require_finite(name, value, config, epoch)
                     run.losses.setdefault(name, []).append(value)
+            _require_finite_state(program, state, epoch)
             for name, probe in probes.items():
                 if not probe.is_due(epoch, last):
                     continue
@@ -225,10 +269,10 @@ def run_program(
                     _require_finite("loss", report.get("loss", 0.0), config, epoch)
                     run.reports[name]["epochs"].append(epoch)
                     run.reports[name]["reports"].append(report)
-            on_epoch(epoch)
+            with contextlib.suppress(OSError):  # of an output that is gone: it costs no run
+                on_epoch(epoch)
             if checkpoints is not None and time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
-                _write(folder, identity, members, history)
-                checkpoints.save(program.on_host(state), Progress(epoch, 0.0, None))
+                save()
                 saved = time.monotonic()
     return history
 
@@ -242,19 +286,38 @@ def _mean_losses(program: StackedRuns, state: TrainState) -> list[dict[str, floa
     ]
 
 
+def _farewell(signal_name: str, epoch: int, last: int, folder: pathlib.Path | None) -> str:
+    words = f"stopped by {signal_name} after {epoch} of {last} epochs of a program of runs"
+    if folder is None:
+        return f"{words}, which has no folder to be kept in"
+    return f"{words}, state saved; the same command resumes"
+
+
 def _require_finite(name: str, value: float, config: TrainConfig, epoch: int) -> None:
     if not math.isfinite(value):
-        settings = {name: getattr(config, name) for name in ("loss", *VARYING)}
-        said = ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
-        raise TrainingDiverged(
-            f"the {name} of a run became {value} in epoch {epoch} ({said}); lower --learning_rate"
-        )
+        raise _diverged(f"the {name} of a run became {value}", config, epoch)
+
+
+def _require_finite_state(program: StackedRuns, state: TrainState, epoch: int) -> None:
+    """Stops before anything of a broken state is saved."""
+    if broken := program.first_broken_part(state):
+        config, part = broken
+        raise _diverged(f"the {part} of a run became infinite or not a number", config, epoch)
+
+
+def _diverged(what: str, config: TrainConfig, epoch: int) -> TrainingDiverged:
+    settings = {name: getattr(config, name) for name in ("loss", *VARYING)}
+    said = ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
+    return TrainingDiverged(f"{what} in epoch {epoch} ({said}); lower --learning_rate")
 
 
 def _surroundings(data: HeldData, probes: Mapping[str, Probe]) -> bytes:
     """Digest of what the runs of a sweep have in common and their histories depend on."""
     digest = hashlib.blake2b(digest_size=16)
+    has_x64 = environment()["enable_x64"]
     machine = {"platform": jax.default_backend(), **versions()}
+    if has_x64:
+        machine["enable_x64"] = has_x64
     digest.update(json.dumps([machine, data.description["fingerprint"]], sort_keys=True).encode())
     for name, probe in probes.items():
         digest.update(json.dumps([name, *probe[1:]]).encode())

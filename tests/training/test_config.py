@@ -190,11 +190,122 @@ def test_configuration_survives_json():
     assert configuration.config_from_json(stored) == config
 
 
-def test_configuration_of_another_version_is_refused():
-    stored = dataclasses.asdict(TrainConfig())
-    del stored["margin"]
-    with pytest.raises(UserError, match=r"another version.*margin"):
-        configuration.config_from_json({**stored})
+def stored(**values):
+    """A configuration with another value in every field, as config.json has it."""
+    config = TrainConfig(
+        dataset="tfds:mine",
+        data_dir="/data",
+        features_file="x.h5",
+        multi_label=True,
+        input="stream",
+        workdir="w",
+        fold=2,
+        train_fraction=0.5,
+        split_seed=3,
+        paper=True,
+        smoke=True,
+        epochs=7,
+        loss="contrastive",
+        attention_temperature=0.5,
+        neighbors_from="other",
+        neighbor_gradient=False,
+        proxy_role="beside",
+        precision="bfloat16",
+        weight_decay=0.1,
+        similarity="posterior",
+        parallel="jit",
+        steps_per_call=3,
+        profile=True,
+        compilation_cache="off",
+    )
+    return json.loads(json.dumps(dataclasses.asdict(config))) | values
+
+
+# What the first version did that has no such field.
+BEFORE = {
+    "fold": None,
+    "train_fraction": 1.0,
+    "split_seed": 0,
+    "paper": False,
+    "temperature": None,
+    "alpha": None,
+    "beta": None,
+    "base": None,
+    "gamma": None,
+    "class_proxies": "one_hot",
+    "attention_temperature": 1.0,
+    "neighbors_from": "own",
+    "neighbor_gradient": True,
+    "proxy_role": "in_place",
+    "precision": "float32",
+    "weight_decay": 0.0,
+    "similarity": "cosine",
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainConfig)])
+def test_a_field_that_another_version_did_not_store_is_filled_in_or_named(field):
+    values = stored()
+    del values[field]
+    if field in BEFORE:
+        assert getattr(configuration.config_from_json(values), field) == BEFORE[field]
+    elif field in configuration.resumable_fields() - {"dataset"}:
+        default = getattr(TrainConfig(), field)
+        assert getattr(configuration.config_from_json(values), field) == default
+    else:
+        with pytest.raises(UserError) as error:
+            configuration.config_from_json(values, {"aadml_jax": "0.0.7"})
+        message = str(error.value)
+        assert f"written by aadml_jax 0.0.7, without the field {field} that" in message
+        assert "use that version, or another --workdir" in message
+
+
+def test_a_field_of_a_newer_version_is_named():
+    with pytest.raises(UserError) as error:
+        configuration.config_from_json(stored(rank=3, ties="x"), {"aadml_jax": "9.0"})
+    message = str(error.value)
+    assert "written by aadml_jax 9.0" in message and "does not know its field rank, ties" in message
+    with pytest.raises(UserError, match="by another version of aadml_jax, and this one"):
+        configuration.config_from_json(stored(rank=3))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", "7"),
+        ("epochs", 7.0),
+        ("seed", True),
+        ("seed", None),
+        ("learning_rate", "fast"),
+        ("learning_rate", [1e-3]),
+        ("hidden_sizes", 16),
+        ("hidden_sizes", [16, "16"]),
+        ("anchor_aware", 1),
+        ("loss", None),
+        ("loss", {"name": "triplet"}),
+        ("data_dir", 3),
+    ],
+)
+def test_a_stored_value_of_another_type_is_named(field, value):
+    with pytest.raises(UserError, match=f"damaged \\({field} cannot be .*restore config.json"):
+        configuration.config_from_json(stored(**{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("learning_rate", -1), ("dropout", math.nan), ("loss", "arcface"), ("hidden_sizes", [0])],
+)
+def test_a_stored_value_out_of_range_is_named(field, value):
+    with pytest.raises(UserError, match=f"cannot be used \\(--{field}=.*restore config.json"):
+        configuration.config_from_json(stored(**{field: value}))
+
+
+def test_a_whole_number_may_stand_for_a_float():
+    assert configuration.config_from_json(stored(learning_rate=1)).learning_rate == 1
+
+
+def test_a_way_to_spread_steps_that_is_gone_changes_nothing():
+    assert configuration.config_from_json(stored(parallel="xmap")).parallel == "auto"
 
 
 def test_default_workdir_tells_smoke_runs_apart():

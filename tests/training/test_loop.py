@@ -1,8 +1,10 @@
 """Whole runs in one process: results, resumption to the byte, refusals."""
 
+import concurrent.futures
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -203,6 +205,73 @@ def test_options_that_do_not_change_an_epoch_may_change(undisturbed, tmp_path):
     assert restored_bytes(tmp_path) == expected
 
 
+def all_files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        ("checkpoints",),
+        ("checkpoints", "result.json"),
+        ("checkpoints", "metrics.jsonl"),
+    ],
+)
+def test_without_its_checkpoints_a_folder_still_belongs_to_its_run(undisturbed, tmp_path, gone):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed[0], folder)
+    for name in gone:
+        shutil.rmtree(folder / name) if name == "checkpoints" else (folder / name).unlink()
+    before = all_files(folder)
+    for changes, words in (
+        ({"seed": 9}, "--seed was 0, now 9"),
+        ({"dataset": make_synthetic(dataclasses.replace(SPEC, seed=1))}, "the data, synthetic"),
+    ):
+        with pytest.raises(UserError, match=f"checkpoint of another configuration: {words}"):
+            train(folder, **changes)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json cannot be read .*holds a run"):
+        train(folder)
+    after = all_files(folder)
+    lock = folder / ".lock"
+    assert after.keys() == before.keys() - {folder / "config.json"}
+    assert all(after[path] == before[path] for path in after.keys() - {lock})
+
+
+def test_the_same_command_begins_again_and_keeps_what_was_there(undisturbed, tmp_path, capsys):
+    source, result, expected = undisturbed
+    shutil.copytree(source, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "result.1.json").write_text("of mine")
+    before = all_files(tmp_path / "run")
+    again = train(tmp_path / "run")
+    words = "holds no checkpoint: the run starts from its beginning; what it left is kept"
+    output = capsys.readouterr().out
+    assert words in output
+    assert "metrics.jsonl as metrics.1.jsonl and result.json as result.2.json" in output
+    assert again["map"] == result["map"]
+    assert restored_bytes(tmp_path / "run") == expected
+    assert log_of(tmp_path / "run") == log_of(source)
+    after = all_files(tmp_path / "run")
+    for name, kept in (("metrics.jsonl", "metrics.1.jsonl"), ("result.json", "result.2.json")):
+        assert after[tmp_path / "run" / kept] == before[tmp_path / "run" / name]
+    assert after[tmp_path / "run" / "result.1.json"] == b"of mine"
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
+    undisturbed, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.ProgressDisplay, "epoch_done", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tmp_path, eval_every=4)
+    assert len(log_of(tmp_path).splitlines()) == 1
+    train(tmp_path)
+    assert "holds no checkpoint: the run starts from its beginning\n" in capsys.readouterr().out
+    assert log_of(tmp_path) == log_of(undisturbed[0])
+    assert not list(tmp_path.glob("*.1.*"))
+
+
 def test_fewer_epochs_than_begun_are_refused(undisturbed):
     folder, _, _ = undisturbed
     with pytest.raises(UserError, match=r"--epochs=3: the run in .* is already at epoch 4"):
@@ -266,12 +335,146 @@ def test_a_diverging_run_says_so_and_keeps_its_checkpoints(tmp_path):
         train(tmp_path, learning_rate=1e38, label_loss="squared")
 
 
+def breaking(monkeypatch, part, after_steps):
+    """Makes one number of a part of the state NaN after some steps; its sums stay finite."""
+    make_run_steps = loop.make_run_steps
+
+    def making(*args, **kwargs):
+        run_steps = make_run_steps(*args, **kwargs)
+
+        def run_and_break(state, num_steps):
+            state = run_steps(state, num_steps)
+            if int(state.step) == after_steps:
+                leaves, structure = jax.tree.flatten(getattr(state, part))
+                leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(np.nan)
+                state = state._replace(**{part: jax.tree.unflatten(structure, leaves)})
+                if after_steps % 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return state
+
+        return run_and_break
+
+    monkeypatch.setattr(loop, "make_run_steps", making)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("params", "parameters"),
+        ("opt_state", "state of the optimizer"),
+        ("epoch_sums", "sums of the objective"),
+    ],
+)
+# At the end of an epoch that is evaluated, of one that is not, and at a signal within one.
+@pytest.mark.parametrize("after_steps", [8, 12, 11])
+def test_a_state_that_is_not_finite_is_neither_logged_nor_saved(
+    undisturbed, tmp_path, monkeypatch, part, name, after_steps
+):
+    train(tmp_path, epochs=1)
+    saved = restored_bytes(tmp_path)
+    with monkeypatch.context() as patched:
+        breaking(patched, part, after_steps)
+        with pytest.raises(TrainingDiverged, match=f"the {name} became infinite or not a number"):
+            train(tmp_path, checkpoint_every=1 if after_steps == 8 else None, steps_per_call=1)
+    lines = [json.loads(line) for line in log_of(tmp_path).splitlines()]
+    assert [line["epoch"] for line in lines] == ([1] if after_steps == 8 else [1, 2])
+    if after_steps == 8:
+        assert restored_bytes(tmp_path) == saved
+    # What was good before is there, and goes on to the end of an undisturbed run.
+    train(tmp_path)
+    assert restored_bytes(tmp_path) == undisturbed[2]
+
+
 def test_a_state_that_breaks_in_the_last_step_of_an_epoch_is_not_saved(tmp_path):
     # One step an epoch: its loss is still finite, its parameters are not.
     with pytest.raises(TrainingDiverged, match=r"MAP became nan in epoch 1"):
         train(tmp_path, learning_rate=1e38, batch_size=50, eval_every=1)
     assert log_of(tmp_path) == ""
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()]
+
+
+def test_an_epoch_is_saved_before_it_is_shown(undisturbed, tmp_path, monkeypatch):
+    def fail(*_):
+        raise BrokenPipeError
+
+    for thing in (loop.ProgressDisplay, loop.TensorBoard):
+        name = "epoch_done" if thing is loop.ProgressDisplay else "write"
+        with monkeypatch.context() as patched:
+            patched.setattr(thing, name, fail)
+            with pytest.raises(BrokenPipeError):
+                train(tmp_path / name, eval_every=1)
+        assert len(log_of(tmp_path / name).splitlines()) == 1
+        assert restored_bytes(tmp_path / name)[1] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU])
+def test_signals_before_a_kill_save_the_state(undisturbed, tmp_path, monkeypatch, number):
+    write = loop.MetricLog.write
+
+    def write_and_signal(*args):
+        write(*args)
+        # As of a connection that is closed: the shell's own and the one it passes on.
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.MetricLog, "write", write_and_signal)
+        with pytest.raises(Interrupted, match=rf"stopped by {number.name} after 1 of 4 epochs"):
+            train(tmp_path)
+    assert restored_bytes(tmp_path)[1] == 1
+    train(tmp_path)
+    assert restored_bytes(tmp_path) == undisturbed[2]
+
+
+def test_a_run_in_another_thread_gives_the_same_bytes(undisturbed, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        threads.submit(train, tmp_path).result()
+    assert restored_bytes(tmp_path) == undisturbed[2]
+
+
+def test_a_config_of_an_earlier_version_is_resumed_and_evaluated(undisturbed, tmp_path):
+    train(tmp_path, epochs=2)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    for name in ("steps_per_call", "weight_decay", "precision"):
+        del stored["config"][name]
+    del stored["environment"], stored["data"]["multi_label"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert loop.restore_for_evaluation(tmp_path, stored, "latest")[0].weight_decay == 0
+    train(tmp_path)
+    assert restored_bytes(tmp_path) == undisturbed[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_classes", "3"), ("audio_dim", 0), ("visual_dim", True), ("source", 3)],
+)
+def test_a_damaged_description_of_the_data_is_one_line(undisturbed, name, value):
+    stored = json.loads((undisturbed[0] / "config.json").read_text())
+    stored["data"][name] = value
+    with pytest.raises(UserError, match=r"config\.json does not describe its data; restore it"):
+        loop.recorded_data(stored)
+
+
+def test_a_run_with_other_numerics_is_refused(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed[0], folder)
+    stored = json.loads((folder / "config.json").read_text())
+    assert stored["environment"]["enable_x64"] is False
+    stored["environment"]["enable_x64"] = True
+    (folder / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="JAX_ENABLE_X64 was True, now False; use the same value"):
+        train(folder)
+
+
+def test_strict_promotion_of_dtypes_changes_nothing(undisturbed, tmp_path):
+    former = jax.config.jax_numpy_dtype_promotion
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    try:
+        train(tmp_path)
+    finally:
+        jax.config.update("jax_numpy_dtype_promotion", former)
+    assert restored_bytes(tmp_path) == undisturbed[2]
 
 
 @pytest.mark.parametrize("content", ["{}", '{"config": 3, "data": {}}'])

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,8 @@ from aadml_jax.training.config import TrainConfig, resolve
 from aadml_jax.training.held_data import hold
 from aadml_jax.training.loop import TrainingDiverged, run_training
 from aadml_jax.training.run_folder import RunFolder
-from aadml_jax.training.stacked_runs import Probe
+from aadml_jax.training.signals import Interrupted
+from aadml_jax.training.stacked_runs import Probe, StackedRuns
 from aadml_jax.training.state import adam, build_model, init_state, run_keys
 from aadml_jax.training.step import Batch, epoch_order, make_train_step
 from aadml_jax.training.sweep import programs, run_program, run_sweep
@@ -153,6 +156,105 @@ def test_an_interrupted_program_goes_on_to_the_same_numbers(tmp_path, monkeypatc
     )
     assert begun == [3]
     assert again == whole
+
+
+def signalling(monkeypatch, number, steps):
+    """Sends a signal to this process once a program of runs has taken so many steps."""
+    run_steps = StackedRuns.run_steps
+
+    def run_and_signal(program, state, num_steps):
+        state = run_steps(program, state, num_steps)
+        if int(state.step) == steps:
+            os.kill(os.getpid(), number)
+        return state
+
+    monkeypatch.setattr(StackedRuns, "run_steps", run_and_signal)
+    monkeypatch.setattr(sweep, "_STEPS_PER_SLOW_CALL", 2)  # one of each run's steps, for two runs
+
+
+# Within the first epoch, at the end of the second, and in the last epoch of the sweep.
+@pytest.mark.parametrize(
+    ("number", "steps", "epochs"),
+    [(signal.SIGTERM, 3, [1, 2, 3]), (signal.SIGHUP, 8, [3]), (signal.SIGINT, 12, [])],
+)
+def test_a_signal_saves_a_sweep_and_the_rerun_ends_with_the_same_numbers(
+    tmp_path, monkeypatch, number, steps, epochs
+):
+    whole = run_program(RUNS[:2], DATA, PROBES, devices=ONE_DEVICE)
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as patched:
+        signalling(patched, number, steps)
+        with pytest.raises(Interrupted, match=f"stopped by {number.name} .*same command resumes"):
+            run_sweep(RUNS[:2], DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE)
+    assert signal.getsignal(number) is handler
+    taken, run_steps = [], StackedRuns.run_steps
+
+    def counting(program, state, num_steps):
+        taken.append(int(state.step))
+        return run_steps(program, state, num_steps)
+
+    monkeypatch.setattr(StackedRuns, "run_steps", counting)
+    progress = []
+    again = run_sweep(
+        RUNS[:2],
+        DATA,
+        PROBES,
+        folder=tmp_path,
+        devices=ONE_DEVICE,
+        on_progress=lambda done, total: progress.append(done // 2),
+    )
+    assert progress == epochs
+    assert taken[:1] == ([steps] if epochs else [])
+    assert again == whole
+
+
+def test_without_a_folder_a_signal_stops_a_program_and_says_so(monkeypatch):
+    signalling(monkeypatch, signal.SIGTERM, 5)
+    with pytest.raises(Interrupted, match=r"after 1 of 3 epochs .*no folder to be kept in"):
+        run_program(RUNS[:2], DATA, PROBES, devices=ONE_DEVICE)
+
+
+@pytest.mark.parametrize("with_signal", [True, False])
+def test_a_state_of_a_sweep_that_is_not_finite_is_not_saved(tmp_path, monkeypatch, with_signal):
+    monkeypatch.setattr(sweep, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    run_steps = StackedRuns.run_steps
+    broken_at = 7 if with_signal else 8
+
+    def run_and_break(program, state, num_steps):
+        state = run_steps(program, state, num_steps)
+        if int(state.step) == broken_at:
+            kernel = state.params["visual"]["label_space"]["kernel"]
+            state.params["visual"]["label_space"]["kernel"] = kernel.at[1, 0, 0].set(jnp.inf)
+            if with_signal:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return state
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StackedRuns, "run_steps", run_and_break)
+        patched.setattr(sweep, "_STEPS_PER_SLOW_CALL", 2)
+        # The second of the runs, which has seed 4.
+        with pytest.raises(TrainingDiverged, match=r"the parameters of a run became .*seed 4"):
+            run_program(RUNS[:2], DATA, PROBES, folder=tmp_path / "program", devices=ONE_DEVICE)
+    begun = []
+    run_program(
+        RUNS[:2],
+        DATA,
+        PROBES,
+        folder=tmp_path / "program",
+        devices=ONE_DEVICE,
+        on_epoch=begun.append,
+    )
+    assert begun == [2, 3]
+
+
+def test_an_output_that_is_gone_costs_no_run(tmp_path):
+    def show(done, total):
+        raise BrokenPipeError
+
+    (history,) = run_sweep(
+        [BASE], DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE, on_progress=show
+    )
+    assert len(history.losses["loss"]) == 3
 
 
 def test_what_another_sweep_left_is_not_taken_over(tmp_path, monkeypatch):
