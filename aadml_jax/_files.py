@@ -31,6 +31,23 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
     called `gs:`, and `~` without a home folder one called `~`.
 
     Raises:
+      UserError: if it is a URL, begins with `~` where no home folder is known, or is relative to a
+        folder that does not exist any more.
+    """
+    expanded = pathlib.Path(expanded_home(path))
+    try:
+        return expanded.absolute()
+    except FileNotFoundError:
+        raise UserError(
+            f"{os.fspath(path)} is relative to the current folder, which does not exist any more; "
+            "change to another folder, or give the whole path"
+        ) from None
+
+
+def expanded_home(path: str | os.PathLike[str]) -> str:
+    """A local path, `~` expanded, relative if it was.
+
+    Raises:
       UserError: if it is a URL, or begins with `~` where no home folder is known.
     """
     text = os.fspath(path)
@@ -45,7 +62,7 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
             f"{text} begins with ~, but no such home folder is known; set HOME, or give the whole "
             "path"
         )
-    return pathlib.Path(expanded).absolute()
+    return expanded
 
 
 @contextlib.contextmanager

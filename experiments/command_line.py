@@ -7,22 +7,26 @@ import os
 import pathlib
 import socket
 import sys
+import tempfile
 import traceback
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from aadml_jax._files import local_path
-from aadml_jax.errors import UserError
+from aadml_jax._files import expanded_home, local_path
+from aadml_jax.errors import UserError, one_line
 
 USER_MISTAKE = 2
 _SECONDS_TO_JOIN = 120
 # After so long a process counts as dead, and the others end.
 _SECONDS_WITHOUT_A_SIGN = 30
+# Flags whose value may look like a URL, but is no path.
+_ADDRESSES = frozenset({"coordinator_address"})
 
 
 def define_flags(config_class: type) -> None:
@@ -104,10 +108,15 @@ def run(main: Callable[..., int | None], *, takes_arguments: bool = False) -> No
             _fail(f"{' '.join(str(error).split())}; --help lists the flags", USER_MISTAKE)
         if len(rest) > 1 and not takes_arguments:
             _fail(f"unexpected argument {rest[1]!r}; flags begin with --", USER_MISTAKE)
+        try:
+            _require_local_paths(rest[1:])
+        except UserError as error:
+            _fail(str(error), USER_MISTAKE)
         return rest
 
     def guarded(argv: Sequence[str]) -> int:
         logging.set_verbosity(logging.WARNING)
+        warnings.formatwarning = _warning_in_one_line
         try:
             return (main(list(argv[1:])) if takes_arguments else main()) or 0
         except UserError as error:
@@ -119,6 +128,8 @@ def run(main: Callable[..., int | None], *, takes_arguments: bool = False) -> No
                 1,
             )
         except Exception as error:
+            if reason := _device_failure(error):
+                _fail(reason, USER_MISTAKE)
             if reason := _write_failure(error):
                 _fail(
                     f"a file cannot be written ({reason}); make room and run the same command "
@@ -145,6 +156,60 @@ def _fail(message: str, status: int) -> typing.NoReturn:
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _require_local_paths(arguments: Sequence[str]) -> None:
+    """Checks whatever may be a path among the flags and words that were given, before any work.
+
+    Raises:
+      UserError: naming the flag of a URL, or of a home folder that is not known.
+    """
+    given = [("", word) for word in arguments]
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if flags.FLAGS[name].present and name not in _ADDRESSES:
+            given += [
+                (f"--{name}=", one) for one in (value if isinstance(value, list) else [value])
+            ]
+    for flag, text in given:
+        if isinstance(text, str):
+            try:
+                expanded_home(text)
+            except UserError as error:
+                raise UserError(f"{flag}{error}") from None
+
+
+def _warning_in_one_line(message: Warning | str, *_: object) -> str:
+    """Of a warning, what a user can make use of: not the line of code from which it came."""
+    return f"warning: {one_line(message, limit=1000)}\n"
+
+
+def _device_failure(error: Exception) -> str | None:
+    """What to say if JAX could not start on any device, None if that is not the cause of an error.
+
+    Where it finds no GPU, JAX fails with nothing but an assertion; asked again, it does so again.
+    """
+    if isinstance(error, AssertionError) and not _is_one_of_several():
+        try:
+            sys.modules["jax"].devices()
+            return None
+        except AssertionError:
+            reason = "there is none, or no plugin for it"
+        except RuntimeError as again:
+            reason = str(again)
+    elif isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
+        reason = str(error)
+    else:
+        return None
+    reason = " ".join(reason.partition("(set JAX_PLATFORMS")[0].split())
+    variables = [name for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES") if os.environ.get(name)]
+    if not variables:
+        return f"JAX finds no device ({reason}); check its drivers, or set JAX_PLATFORMS=cpu"
+    values = ", ".join(f"{name}={os.environ[name]}" for name in variables)
+    return (
+        f"JAX finds no device with {values} ({reason}); unset {' and '.join(variables)}, or "
+        "install the extra of that platform, 'cuda' or 'tpu'"
+    )
 
 
 def _write_failure(error: BaseException | None) -> str | None:
@@ -238,7 +303,11 @@ def set_up_compilation_cache(setting: str) -> None:
 
     Args:
       setting: a folder, "auto" for `aadml_jax` in the user's cache folder (or whatever the
-        variable JAX_COMPILATION_CACHE_DIR says), or "off".
+        variable JAX_COMPILATION_CACHE_DIR says), or "off". Where "auto" finds no folder that can be
+        written to, a line says so, and nothing is kept.
+
+    Raises:
+      UserError: the folder cannot be written to.
     """
     import jax
 
@@ -248,18 +317,59 @@ def set_up_compilation_cache(setting: str) -> None:
     if setting == "auto":
         if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             return
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        setting = str(pathlib.Path(base) / "aadml_jax" / "compiled")
-    folder = local_path(setting)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot keep compiled programs ({error.strerror}); set --compilation_cache "
-            "to another folder or to off"
-        ) from error
+        try:
+            folder = _user_cache() / "aadml_jax" / "compiled"
+            _require_room(folder)
+        except OSError as error:
+            print(
+                f"warning: compiled programs are not kept for the next run ({error.filename}: "
+                f"{error.strerror}); set --compilation_cache to another folder, or to off",
+                file=sys.stderr,
+                flush=True,
+            )
+            jax.config.update("jax_enable_compilation_cache", False)
+            return
+    else:
+        folder = local_path(setting)
+        try:
+            _require_room(folder)
+        except OSError as error:
+            raise UserError(
+                f"--compilation_cache={setting} cannot keep compiled programs ({error.strerror}); "
+                "choose another folder, or off"
+            ) from error
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _user_cache() -> pathlib.Path:
+    """The folder of the user's caches, which need not exist.
+
+    Raises:
+      FileNotFoundError: there is no home folder that it could be in.
+    """
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(named):  # the standard has all others ignored
+        return pathlib.Path(named)
+    home = os.path.expanduser("~")
+    # A home that does not exist is not made: /nonexistent stands for none.
+    if not os.path.isabs(home) or not os.path.isdir(home):
+        raise FileNotFoundError(errno.ENOENT, "there is no such home folder", home)
+    return pathlib.Path(home) / ".cache"
+
+
+def _require_room(folder: pathlib.Path) -> None:
+    """Makes a folder if need be, and writes into it.
+
+    Raises:
+      OSError: one of the two fails; its `filename` is that of a folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def set_up_determinism() -> None:

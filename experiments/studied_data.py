@@ -7,7 +7,6 @@ screening sees a row that any turn's test is on.
 
 import dataclasses
 
-import h5py
 import numpy as np
 
 from aadml_jax._files import local_path
@@ -18,6 +17,7 @@ from aadml_jax.data import (
     stratified_folds,
     with_test_group,
 )
+from aadml_jax.data.hdf5 import array_of, open_file
 from aadml_jax.data.splits import keyed_order
 from aadml_jax.data.synthetic import SYNTHETIC, make_synthetic
 from aadml_jax.errors import UserError
@@ -38,13 +38,13 @@ def grouped_data(path: str, key: str, *, for_test: bool, turn: int = 0) -> Retri
       UserError: The file has no such groups, fewer than three, or none left for that turn.
     """
     dataset = load_dataset("features", features_file=path)
-    try:
-        with h5py.File(local_path(path)) as file:
-            groups = np.concatenate([file[f"{key}_{split}"][:] for split in ("train", "test")])
-    except KeyError as error:
-        raise UserError(
-            f"{path} has no keys {key}_train and {key}_test; name others with --group"
-        ) from error
+    file_path = local_path(path)
+    with open_file(file_path) as file:
+        arrays = [
+            array_of(file, file_path, f"{key}_{split}", expected="name other groups with --group")
+            for split in ("train", "test")
+        ]
+        groups = np.concatenate([array[:] for array in arrays])
     if groups.shape != (len(dataset.train) + len(dataset.test),):
         raise UserError(
             f"{path}: {key}_train and {key}_test must hold a group a row, together shape "

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from absl import flags
 
 from aadml_jax.data import RetrievalDataset, with_train_fraction
@@ -260,6 +261,7 @@ def main() -> int:
     """Wires data, comparisons and report together."""
     require_plots()  # before hours of training
     command_line.set_up_compilation_cache(_COMPILATION_CACHE.value)
+    jax.devices()  # a missing device is told before a folder is made
     for_test = _STAGE.value == "confirm"
     known = CONFIRMED if for_test else SCREENED
     names = names_from_flags(known)

@@ -1,4 +1,4 @@
-"""`experiments.prepare` run many times, without starting Python anew each time.
+"""`experiments.prepare` and small programs run many times, without starting Python each time.
 
 A process that has imported what it needs forks for each run: flags are fresh, and memory and time
 are limited. It is started and asked by `ForkedRuns`.
@@ -53,7 +53,7 @@ class ForkedRuns:
         self._process.communicate(timeout=60)
 
     def run(self, program, *arguments):
-        """Runs "prepare" with flags, or "av_digits" on paths."""
+        """Runs "prepare" with flags, "av_digits" on paths, or "code" on source and its words."""
         self._process.stdin.write(json.dumps([program, *map(str, arguments)]) + "\n")
         self._process.stdin.flush()
         return Run(**json.loads(self._process.stdout.readline()))
@@ -71,6 +71,9 @@ def _serve(replies):
         if program == "prepare":
             sys.argv += arguments
             command_line.run(prepare.main)
+        elif program == "code":
+            sys.argv += arguments[1:]
+            exec(arguments[0], {"__name__": "__main__"})
         else:
             open_av_digits = aadml_jax.data.av_digits.open_av_digits
             command_line.run(lambda: open_av_digits(*arguments) and None)
@@ -111,6 +114,7 @@ def _become(main, program, arguments, names):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         try:
             main(program, arguments)
+            status = 0
         except SystemExit as error:
             status = error.code or 0
     except BaseException:

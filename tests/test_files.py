@@ -38,3 +38,12 @@ def test_an_unknown_home_is_refused_and_makes_no_folder_of_that_name(tmp_path, m
     with pytest.raises(UserError, match=r"~no_such_user.*no such home folder"):
         local_path("~no_such_user/run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_relative_path_in_a_folder_that_was_deleted_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert local_path(tmp_path) == tmp_path
+    with pytest.raises(UserError, match=r"run is relative to the current folder, which does not"):
+        local_path("run")

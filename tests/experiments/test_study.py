@@ -188,7 +188,7 @@ def test_generated_screening_sees_no_test_row():
 @pytest.mark.parametrize(
     ("key", "line"),
     [
-        ("none", "has no keys none_train and none_test; name others with --group"),
+        ("none", "key none_train is missing .*; name other groups with --group"),
         ("sex", r"has the values \[0, 1\] of sex; three are needed.* another key with --group"),
         ("column", r"must hold a group a row, together shape \(70,\), not \(70, 1\)"),
     ],
