@@ -3,12 +3,14 @@
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aadml_jax.errors import UserError
+from aadml_jax.reports._fonts import add_missing_fonts, drawn_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +73,9 @@ def style() -> Iterator[None]:
         raise UserError(
             "figures need Matplotlib, which is not installed; run `pip install -e '.[plots]'`"
         ) from None
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # Told once for all figures by `add_missing_fonts`.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
@@ -124,13 +128,14 @@ def legend(figure: "Figure", handles: Mapping[str, Any]) -> None:
         if name.startswith("_"):
             raise UserError(f"label {name!r} begins with _, which legends leave out; rename it")
     # As many columns as the labels leave room for; about a tenth of an inch a character.
-    widest = 0.09 * max(map(len, handles)) + 0.6
+    widest = 0.09 * max(map(drawn_width, handles)) + 0.6
     columns = max(1, min(len(handles), int(figure.get_figwidth() / widest)))
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
 
 
 def settled(figure: "Figure") -> "Figure":
     """Fixes the layout, which would otherwise move a little each time the figure is written."""
+    add_missing_fonts(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from aadml_jax._files import local_path, written_as_a_whole
 from aadml_jax.errors import UserError
 from aadml_jax.reports import _drawing
+from aadml_jax.reports._fonts import add_missing_fonts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +39,8 @@ def write_figure(figure: "Figure", folder: str | os.PathLike[str], name: str) ->
     check_name(name)
     folder = local_path(folder)
     files = FigureFiles(folder / f"{name}.png", folder / f"{name}.svg")
+    with _drawing.style():
+        add_missing_fonts(figure)
     contents = [_file_bytes(figure, kind) for kind in FigureFiles._fields]
     try:
         folder.mkdir(parents=True, exist_ok=True)
