@@ -44,6 +44,12 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
         ) from None
 
 
+def home_folder() -> pathlib.Path | None:
+    """The user's home folder; None where HOME is empty or relative, or nobody knows one."""
+    home = os.path.expanduser("~")
+    return pathlib.Path(home) if os.path.isabs(home) and os.environ.get("HOME") != "" else None
+
+
 def expanded_home(path: str | os.PathLike[str]) -> str:
     """A local path, `~` expanded, relative if it was.
 
@@ -51,13 +57,15 @@ def expanded_home(path: str | os.PathLike[str]) -> str:
       UserError: if it is a URL, or begins with `~` where no home folder is known.
     """
     text = os.fspath(path)
-    if _URL.match(text):
+    if "://" in text or _URL.match(text.strip()):
         raise UserError(
             f"{text} is a URL, but only local paths are read and written; mount the bucket, or "
             "copy the files to a local folder"
         )
     expanded = os.path.expanduser(text)
-    if expanded.startswith("~") and expanded.split(os.sep)[0] == text.split(os.sep)[0]:
+    is_own = text.split(os.sep)[0] == "~"
+    # An empty HOME would make /runs of ~/runs, a relative one a folder of the current one.
+    if (home_folder() is None) if is_own else (text.startswith("~") and expanded == text):
         raise UserError(
             f"{text} begins with ~, but no such home folder is known; set HOME, or give the whole "
             "path"

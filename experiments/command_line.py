@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from aadml_jax._files import expanded_home, local_path
+from aadml_jax._files import expanded_home, home_folder, local_path
 from aadml_jax.errors import UserError, one_line
 
 USER_MISTAKE = 2
@@ -351,11 +351,12 @@ def _user_cache() -> pathlib.Path:
     named = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(named):  # the standard has all others ignored
         return pathlib.Path(named)
-    home = os.path.expanduser("~")
+    home = home_folder()
     # A home that does not exist is not made: /nonexistent stands for none.
-    if not os.path.isabs(home) or not os.path.isdir(home):
-        raise FileNotFoundError(errno.ENOENT, "there is no such home folder", home)
-    return pathlib.Path(home) / ".cache"
+    if home is None or not home.is_dir():
+        missing = os.environ.get("HOME", "~") if home is None else str(home)
+        raise FileNotFoundError(errno.ENOENT, "there is no such home folder", missing)
+    return home / ".cache"
 
 
 def _require_room(folder: pathlib.Path) -> None:

@@ -81,7 +81,8 @@ def dataset_of_file(stored: dict[str, Any], path: str) -> EvaluatedData:
     """
     config = configuration.config_from_json(stored.get("config"), stored.get("versions"))
     recorded = recorded_data(stored)
-    dataset = open_feature_file(path, multi_label=recorded["multi_label"])
+    dims = recorded["audio_dim"], recorded["visual_dim"]
+    dataset = open_feature_file(path, multi_label=recorded["multi_label"], dims=dims)
     own = _rows_of_run(dataset, config, recorded["fingerprint"])
     if own is not None:
         names = own.class_names or dataset_spec(config.dataset).class_names

@@ -17,7 +17,7 @@ from aadml_jax.data import (
     stratified_folds,
     with_test_group,
 )
-from aadml_jax.data.hdf5 import array_of, open_file
+from aadml_jax.data.hdf5 import array_of, open_file, read_rows
 from aadml_jax.data.splits import keyed_order
 from aadml_jax.data.synthetic import SYNTHETIC, make_synthetic
 from aadml_jax.errors import UserError
@@ -40,11 +40,11 @@ def grouped_data(path: str, key: str, *, for_test: bool, turn: int = 0) -> Retri
     dataset = load_dataset("features", features_file=path)
     file_path = local_path(path)
     with open_file(file_path) as file:
-        arrays = [
-            array_of(file, file_path, f"{key}_{split}", expected="name other groups with --group")
-            for split in ("train", "test")
-        ]
-        groups = np.concatenate([array[:] for array in arrays])
+        groups = []
+        for name in (f"{key}_train", f"{key}_test"):
+            array = array_of(file, file_path, name, expected="name other groups with --group")
+            groups.append(read_rows(array, slice(0, len(array)), f"{file_path}: {name}"))
+    groups = np.concatenate(groups)
     if groups.shape != (len(dataset.train) + len(dataset.test),):
         raise UserError(
             f"{path}: {key}_train and {key}_test must hold a group a row, together shape "

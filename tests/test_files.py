@@ -16,6 +16,9 @@ from aadml_jax.errors import UserError
         "hdfs:/data/run",
         "file:///tmp/run",
         "HTTPS://host/file.h5",
+        " gs://bucket/run",
+        "simplecache::gs://bucket/run",
+        "s3_local://bucket",
         pathlib.Path("gs://bucket/run"),
     ],
 )
@@ -47,3 +50,12 @@ def test_a_relative_path_in_a_folder_that_was_deleted_is_refused(tmp_path, monke
     assert local_path(tmp_path) == tmp_path
     with pytest.raises(UserError, match=r"run is relative to the current folder, which does not"):
         local_path("run")
+
+
+@pytest.mark.parametrize("home", ["", "somewhere"])
+def test_a_home_that_is_no_absolute_path_is_none(tmp_path, monkeypatch, home):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", home)
+    with pytest.raises(UserError, match="no such home folder"):
+        local_path("~/runs")
+    assert not list(tmp_path.iterdir())

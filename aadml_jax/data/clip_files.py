@@ -114,7 +114,7 @@ def open_clip_files(
             labels=labels[rows],
             audio_dim=dims[0],
             visual_dim=dims[1],
-            read=functools.partial(_read_rows, files, dims),
+            read=functools.partial(_read_rows, files, first),
             rows=rows,
             name=f"{split} split of {clip_list}",
         )
@@ -135,9 +135,7 @@ def open_clip_files(
                 *(str(path) for paths in files for path in paths),
             ),
             averaged_over=tuple(
-                f"time ({features.shape[0]} steps in the first clip)"
-                if len(features.shape) == 2 and features.shape[0] > 1
-                else ""
+                f"time ({features.shape[0]} steps in the first clip)" if features.is_series else ""
                 for features in first
             ),
             **splits,
@@ -201,7 +199,8 @@ def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
                 if "|" in label or _NUMBERS.fullmatch(label):
                     raise UserError(
                         f"{where}: the label {label!r} holds several labels by its looks; they are "
-                        "separated by semicolons, and set --multi_label for them"
+                        "separated by semicolons, and set --multi_label for them; a class of that "
+                        "name needs another one"
                     )
                 if "" in labels or not label.isprintable():
                     raise UserError(
@@ -304,6 +303,11 @@ class _ClipFeatures(NamedTuple):
     vector: np.ndarray
     shape: tuple[int, ...]
 
+    @property
+    def is_series(self) -> bool:
+        """Whether the vector is a mean over several steps."""
+        return len(self.shape) == 2 and self.shape[0] > 1
+
 
 def _read_clip(paths: tuple[pathlib.Path, ...]) -> tuple[_ClipFeatures, _ClipFeatures]:
     """Audio and visual features of a clip."""
@@ -333,17 +337,26 @@ def _read_clip(paths: tuple[pathlib.Path, ...]) -> tuple[_ClipFeatures, _ClipFea
 
 
 def _read_rows(
-    files: Sequence[tuple[pathlib.Path, ...]], dims: tuple[int, int], rows: np.ndarray
+    files: Sequence[tuple[pathlib.Path, ...]],
+    first: tuple[_ClipFeatures, _ClipFeatures],
+    rows: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features of some clips, float32 [K, Da] and [K, Dv]."""
-    features = tuple(np.empty((len(rows), dim), np.float32) for dim in dims)
+    """Features of some clips, float32 [K, Da] and [K, Dv], all like those of the first clip."""
+    features = tuple(np.empty((len(rows), len(of.vector)), np.float32) for of in first)
     for place, row in enumerate(rows.tolist()):
-        for name, array, clip in zip(_MODALITIES, features, _read_clip(files[row]), strict=True):
+        for name, array, of_first, clip in zip(
+            _MODALITIES, features, first, _read_clip(files[row]), strict=True
+        ):
             if clip.vector.shape != array.shape[1:]:
                 series = ", and store series as (T, D), time first" * (len(clip.shape) == 2)
                 raise UserError(
                     f"{files[row][0]}: {name} features have {len(clip.vector)} columns, but the "
                     f"first clip's {array.shape[1]}; extract all with the same model{series}"
+                )
+            if clip.is_series and not of_first.is_series:
+                raise UserError(
+                    f"{files[row][0]}: {name} features have shape {clip.shape}, a series, but the "
+                    "first clip's are one vector; store vectors of all clips, or series of all"
                 )
             array[place] = clip.vector
     return features

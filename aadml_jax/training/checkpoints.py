@@ -228,7 +228,7 @@ class Checkpoints:
         except _Damaged as error:
             raise UserError(
                 f"checkpoint {self._folder}/{step} is damaged ({error}); restore it from a copy, "
-                "or take another one"
+                "or evaluate the newest with --which=latest"
             ) from error
 
     def _read(self, step: int, template: TrainState) -> tuple[TrainState, Progress]:

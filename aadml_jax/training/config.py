@@ -5,6 +5,7 @@ The flags of `experiments.train` and the `config.json` of a run folder are both 
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Set
@@ -387,9 +388,10 @@ def _is_of_type(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is tuple:
         (item, _) = typing.get_args(hint)
         return isinstance(value, tuple) and all(_is_of_type(each, item) for each in value)
+    if hint is float and type(value) is int:
+        return abs(value) <= sys.float_info.max
     if hint in (int, float):
-        allowed = int if hint is int else int | float
-        return isinstance(value, allowed) and not isinstance(value, bool)
+        return isinstance(value, hint) and not isinstance(value, bool)
     return isinstance(value, hint)
 
 

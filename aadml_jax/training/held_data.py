@@ -1,6 +1,7 @@
 """What one process holds of a data set: its devices' rows, standardised, and facts of the whole."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -180,6 +181,27 @@ def recorded_limit(description: Mapping[str, Any]) -> float | None:
     """
     recorded = description.get("standardization")
     return None if recorded is None else recorded["limit"]
+
+
+def is_standardization_described(recorded: Any) -> bool:
+    """Whether what a run recorded of its standardisation can be right; None is no record."""
+    if recorded is None:
+        return True
+
+    def are_counts(values: Any) -> bool:
+        return all(type(value) is int and value >= 0 for value in values)
+
+    try:
+        limit, constant = recorded["limit"], recorded["constant"]
+        columns = recorded["nearly_constant"]
+        return (
+            (limit is None or (type(limit) in (int, float) and 0 < limit < math.inf))
+            and are_counts([constant["audio"], constant["visual"]])
+            and all(isinstance(columns[name], list) for name in ("audio", "visual"))
+            and are_counts([*columns["audio"], *columns["visual"]])
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def is_standardized_alike(recorded: Mapping[str, Any], description: Mapping[str, Any]) -> bool:

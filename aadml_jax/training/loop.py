@@ -15,7 +15,11 @@ from aadml_jax.errors import UserError
 from aadml_jax.training.checkpoints import Checkpoints, Progress, has_checkpoints
 from aadml_jax.training.config import TrainConfig, config_from_json, resumable_fields
 from aadml_jax.training.evaluation import DIRECTIONS, bayes_reference, chance_map, make_evaluate
-from aadml_jax.training.held_data import HeldData, is_standardized_alike
+from aadml_jax.training.held_data import (
+    HeldData,
+    is_standardization_described,
+    is_standardized_alike,
+)
 from aadml_jax.training.parallel import Placement, one_device
 from aadml_jax.training.processes import largest_of_all_processes
 from aadml_jax.training.reporting import ProgressDisplay, TensorBoard
@@ -29,7 +33,6 @@ from aadml_jax.training.run_folder import (
     read_run_json,
     require_same_folder,
     versions,
-    was_evaluated,
 )
 from aadml_jax.training.signals import Interrupted, StopSignal
 from aadml_jax.training.state import (
@@ -113,6 +116,7 @@ def recorded_data(stored: dict[str, Any]) -> dict[str, Any]:
         sizes = [data.get(name) for name in ("num_classes", "audio_dim", "visual_dim")]
         if (
             texts
+            and is_standardization_described(data.get("standardization"))
             and isinstance(data["multi_label"], bool)
             and all(type(size) is int and size > 0 for size in sizes)
         ):
@@ -283,10 +287,7 @@ class _Run:
         """Keeps what a run without checkpoints left; says what becomes of it."""
         path = self.folder.path
         words = f"{path} holds no checkpoint: the run starts from its beginning"
-        # Without an evaluation there was no checkpoint yet, and its epochs come again.
-        kept = []
-        if RESULT_FILE in self.lost_its_checkpoints or was_evaluated(path):
-            kept = [(name, self.folder.set_aside(name)) for name in self.lost_its_checkpoints]
+        kept = [(name, self.folder.set_aside(name)) for name in self.lost_its_checkpoints]
         names = " and ".join(f"{name} as {other}" for name, other in kept if other)
         return f"{words}; what it left is kept, {names}" if names else words
 

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import math
 import os
 import pathlib
 import platform
@@ -119,13 +118,6 @@ def left_by_a_run(folder: pathlib.Path) -> list[str]:
     if (folder / RESULT_FILE).exists():
         found.append(RESULT_FILE)
     return found
-
-
-def was_evaluated(folder: pathlib.Path) -> bool:
-    """Whether any line of a folder's log is of an evaluated epoch, which a checkpoint follows."""
-    with contextlib.suppress(OSError):
-        return any("map_mean" in line for line in _lines_up_to(folder / METRICS_FILE, math.inf))
-    return False
 
 
 def require_same_folder(folder: RunFolder) -> None:

@@ -9,23 +9,16 @@ from types import FrameType
 
 from aadml_jax.training.processes import largest_of_all_processes
 
-# What terminals, batch systems and cloud machines send before they kill: a closed connection is
-# SIGHUP; Slurm and Grid Engine send SIGUSR1, SIGUSR2, SIGXCPU or whatever a user chose. Those that
-# tell of a fault of the program itself (SIGSEGV and the like) are not among them.
-_NAMES = (
-    "SIGTERM",
-    "SIGINT",
-    "SIGHUP",
-    "SIGQUIT",
-    "SIGUSR1",
-    "SIGUSR2",
-    "SIGXCPU",
-    "SIGPWR",
-    "SIGALRM",
-    "SIGVTALRM",
-    "SIGPROF",
+# Terminals, batch systems and cloud machines send one of many before they kill: a closed connection
+# is SIGHUP; Slurm and Grid Engine send SIGUSR1, SIGUSR2, SIGXCPU or whatever a user chose. So all
+# are taken that would end the process, but those that tell of a fault of the program itself, which
+# cannot go on, and SIGPIPE and SIGXFSZ, of which the write that fails tells.
+_HARMLESS = "SIGTSTP SIGTTIN SIGTTOU SIGCONT SIGCHLD SIGURG SIGWINCH SIGINFO"
+_OF_FAULTS = "SIGSEGV SIGBUS SIGILL SIGFPE SIGABRT SIGTRAP SIGSYS SIGEMT SIGPIPE SIGXFSZ"
+_NOT_TAKEN = f"SIGKILL SIGSTOP {_HARMLESS} {_OF_FAULTS}".split()
+_STOPPING = tuple(
+    sorted(signal.valid_signals() - {getattr(signal, name, None) for name in _NOT_TAKEN})
 )
-_STOPPING = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 # A user who repeats one of these wants no further delay. The others may come several times for one
 # reason: a shell passes on the SIGHUP that its terminal sent too, and SIGXCPU comes every second.
 _INSISTENT = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGINT))
@@ -49,12 +42,12 @@ class StopSignal:
     @property
     def name(self) -> str | None:
         """Name of the signal that this process got first; None if none came."""
-        return signal.Signals(self._number).name if self._number else None
+        return _name_of(self._number) if self._number else None
 
     def agreed_name(self) -> str | None:
         """Name of a signal that any process of the run got; all of them must ask together."""
         number = largest_of_all_processes(self._number)
-        return signal.Signals(number).name if number else None
+        return _name_of(number) if number else None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -83,6 +76,13 @@ class StopSignal:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # those between SIGRTMIN and SIGRTMAX have no names of their own
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
 
 
 def _may_be_taken(number: int) -> bool:

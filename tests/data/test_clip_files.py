@@ -10,6 +10,7 @@ from written_by_hand import CLIP_LABELS, IDS, clip_list, features, npy, npy_of, 
 
 from aadml_jax.data.clip_files import open_clip_files
 from aadml_jax.data.npy_files import read_npy
+from aadml_jax.errors import UserError
 
 SPLITS = ("train",) * 4 + ("test",) * 2
 VECTORS = [features(number) for number in range(6)]
@@ -124,6 +125,15 @@ def test_dtypes_and_series(tmp_path, dtype):
     train = dataset.loaded().train
     np.testing.assert_allclose(train.audio, expected[:4], rtol=1e-7)
     assert train.visual.dtype == np.dtype("=f4")
+
+
+def test_series_after_a_vector_are_refused(tmp_path):
+    """The first line of a run tells of averaging by the first clip."""
+    clips = {IDS[3]: npz({"audio": np.ones((5, len(VECTORS[3][0]))), "visual": VECTORS[3][1]})}
+    clip_set(tmp_path, None, clips)
+    dataset, _ = open_clip_files(tmp_path / "list.csv")
+    with pytest.raises(UserError, match=rf"{IDS[3]}.npz: audio .*\(5, \d+\), a series"):
+        dataset.loaded()
 
 
 def test_arrays_in_files_of_their_own(tmp_path):

@@ -144,6 +144,36 @@ def test_a_moved_folder_of_published_features_is_named_by_data_dir_or_file(tmp_p
         assert_same_rows(dataset.test, wanted)
 
 
+def test_a_moved_file_is_read_in_the_sizes_of_the_run(tmp_path):
+    """A trailing axis of one and channels first, which only the sizes tell from a series."""
+    random = np.random.default_rng(0)
+    changes = {
+        f"{name}_{split}": random.normal(size=(count, size, 1))
+        for name, size in (("audio", 128), ("visual", 1024))
+        for split, count in (("train", 30), ("test", 15))
+    }
+    path = tmp_path / "ave_feature_norm.h5"
+    write_features(path, num_classes=15, rows=(30, 15), changes=changes)
+    stored, wanted = stored_for(
+        open_dataset("ave", data_dir=tmp_path), dataset="ave", data_dir=str(tmp_path)
+    )
+    assert wanted.audio.shape == (15, 128)
+    assert_same_rows(
+        dataset_of_file(stored, str(path.rename(tmp_path / "m.h5"))).dataset.test, wanted
+    )
+    other = write_features(
+        tmp_path / "other.h5",
+        num_classes=15,
+        rows=(30, 15),
+        changes={
+            f"audio_{split}": random.normal(size=(count, 128, 7))
+            for split, count in (("train", 30), ("test", 15))
+        },
+    )
+    with pytest.raises(UserError, match=r"audio_train.*\(30, 128, 7\).*transpose"):
+        dataset_of_file(stored, str(other))
+
+
 def test_rows_that_were_prepared_are_known_again_in_shards_and_in_the_file(tmp_path):
     path = write_features(tmp_path / "file.h5")
     write_tfds_folder(dataclasses.replace(open_feature_file(path), name="mine"), tmp_path / "a")
