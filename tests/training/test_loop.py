@@ -14,7 +14,7 @@ import pytest
 
 from aadml_jax.data import PairedFeatures, SyntheticSpec, make_synthetic
 from aadml_jax.errors import UserError
-from aadml_jax.training import loop
+from aadml_jax.training import evaluation, loop
 from aadml_jax.training.config import TrainConfig, resolve
 from aadml_jax.training.evaluation import chance_map
 from aadml_jax.training.held_data import hold
@@ -68,6 +68,7 @@ def test_result_holds_what_is_promised(undisturbed):
     assert result["chance"] == chance_map(DATASET.test.labels)
     assert result["map"]["mean"] > result["chance"] + 0.05
     assert result["chance"] < result["bayes_reference"] <= 1
+    assert all(0 <= result["tied_pairs"][name] < 0.01 for name in evaluation.DIRECTIONS)
     assert result["seconds"] > 0
     assert result["versions"]["jax"] == jax.__version__
 
