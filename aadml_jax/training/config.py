@@ -209,7 +209,9 @@ class TrainConfig:
     label_weight: float = _setting(1.0, "factor of the label loss")
     metric_weight: float = _setting(1.0, "factor of the metric loss")
     standardize: bool = _setting(
-        True, "standardise each feature by its mean and deviation over the training rows"
+        True,
+        "standardise each feature by its mean and deviation over the training rows, at most 5 "
+        "deviations; features that are nearly constant there are left out",
     )
     hidden_sizes: tuple[int, ...] = _setting((1024, 1024, 1024), "tanh units of each hidden layer")
     dropout: float = _setting(0.1, "dropout rate after each hidden layer")
