@@ -11,13 +11,16 @@ and metrics are separate functions that compose by calling them:
     loss = aa.triplet_loss(distances, relevance, margin=0.2)             # scalar
     score = aa.mean_average_precision(aa.cosine_similarity(audio, visual), relevance)
 
+`aadml_objective` puts them together, with a loss of the library or one of your own.
+
 This package imports jax and numpy alone. Models, data and training live in `aadml_jax.models`,
-`aadml_jax.objective`, `aadml_jax.data` and `aadml_jax.training`, to be imported by name.
+`aadml_jax.data` and `aadml_jax.training`, to be imported by name.
 """
 
 from aadml_jax._version import __version__
 from aadml_jax.anchor_aware import anchor_aware_proxies
 from aadml_jax.graphs import CorrelationGraph, correlation_graph
+from aadml_jax.label_losses import cross_entropy_label_loss, squared_label_loss
 from aadml_jax.losses import (
     circle_loss,
     contrastive_loss,
@@ -41,6 +44,7 @@ from aadml_jax.metrics import (
     prefix_average_precision,
     recall_at,
 )
+from aadml_jax.objective import AnchorAware, aadml_objective, class_proxy_objective
 from aadml_jax.row_blocks import in_row_blocks
 from aadml_jax.similarity import (
     cosine_distance,
@@ -52,16 +56,20 @@ from aadml_jax.similarity import (
 )
 
 __all__ = [
+    "AnchorAware",
     "CorrelationGraph",
     "Memory",
     "__version__",
+    "aadml_objective",
     "anchor_aware_proxies",
     "average_precision",
     "circle_loss",
+    "class_proxy_objective",
     "contrastive_loss",
     "correlation_graph",
     "cosine_distance",
     "cosine_similarity",
+    "cross_entropy_label_loss",
     "cross_modal_report",
     "euclidean_distance",
     "hard_triplet_loss",
@@ -81,6 +89,7 @@ __all__ = [
     "semihard_triplet_loss",
     "smooth_ap_loss",
     "squared_euclidean_distance",
+    "squared_label_loss",
     "supcon_loss",
     "triplet_loss",
     "update_memory",

@@ -100,7 +100,7 @@ def _attend_channels(anchors: Array, neighbors: Array, mask: Array, scale: Array
     return total / jnp.sum(mask, axis=1, keepdims=True).astype(total.dtype) * unit
 
 
-_ATTENTIONS = {"neighbor": _attend_neighbors, "channel": _attend_channels}
+ATTENTIONS = {"neighbor": _attend_neighbors, "channel": _attend_channels}
 
 
 def check_neighbors(
@@ -186,9 +186,9 @@ def anchor_aware_proxies(
         shapes that do not fit.
     """
     embeddings = as_float(embeddings)
-    if attention not in _ATTENTIONS:
+    if attention not in ATTENTIONS:
         raise ValueError(
-            f"attention must be one of {sorted(_ATTENTIONS)}; got {attention!r} for embeddings of "
+            f"attention must be one of {sorted(ATTENTIONS)}; got {attention!r} for embeddings of "
             f"shape {embeddings.shape}"
         )
     temperature = as_scalar(temperature, embeddings.dtype, "temperature", above=0)
@@ -220,4 +220,4 @@ def anchor_aware_proxies(
         k = jnp.clip(k, 1, min(places, jnp.iinfo(k.dtype).max)).astype(jnp.int32)
         mask = mask & (jnp.arange(places, dtype=jnp.int32) < k)[None, :]
     scale = temperature.astype(anchors.dtype) * math.sqrt(anchors.shape[1])
-    return _ATTENTIONS[attention](anchors, neighbors, mask, scale)
+    return ATTENTIONS[attention](anchors, neighbors, mask, scale)

@@ -4,236 +4,105 @@ objective = label_weight · (label loss of audio + label loss of visual)
           + metric_weight · (sum of the directions' metric losses)
 
 In each direction the anchors of one modality, as anchor-aware proxies, are compared with the plain
-embeddings of the other (Zeng et al., ICMR 2024, arXiv:2404.13789, step 3). Where the anchors are
-class proxies instead, each modality's samples, as anchor-aware proxies, are compared with them. The
-paper does not publish its label loss, weights or margins; those are this library's choices, by what
-its study found (docs/study.md). As the paper is read here, the label loss is squared and the margin
-of the triplet loss 1.
+embeddings of the other (Zeng et al., ICMR 2024, arXiv:2404.13789, step 3). Losses, comparison and
+proxies are values that the caller passes; any function of their signature serves:
+
+    def squared_hinge(distances, relevance, *, where=None):
+        gaps = jnp.where(relevance, distances, jnp.maximum(0.5 - distances, 0))
+        return jnp.mean(jnp.square(gaps), where=where)
+
+    total, parts = aadml_objective(audio, visual, labels, metric_loss=squared_hinge)
+
+The paper does not publish its label loss, weights or margins; the defaults are this library's, by
+what its study found (docs/study.md).
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from aadml_jax import losses, similarity
 from aadml_jax._arrays import Array, as_labels, as_same_float, check_scalar, rows_of_share
-from aadml_jax.anchor_aware import anchor_aware_proxies, check_neighbors
-
-
-class MetricLoss(NamedTuple):
-    """How the objective uses a loss.
-
-    Attributes:
-      function: from `aadml_jax.losses`.
-      parameters: its parameters, with the values that suit training in label space.
-      on_similarities: whether it takes cosine similarities instead of distances.
-      on_class_proxies: whether its anchors are class proxies instead of samples.
-    """
-
-    function: Callable[..., Array]
-    parameters: dict[str, float]
-    on_similarities: bool = False
-    on_class_proxies: bool = False
-
-
-# The losses on similarities default to their papers' parameters, sharp ones for hundreds of
-# dimensions. On the few and noisy dimensions of label space, the softer ones here retrieved better
-# in short runs on two data sets.
-METRIC_LOSSES: dict[str, MetricLoss] = {
-    # Beside cross-entropy 0.3 retrieved better than 1 where data were scarce, as well elsewhere.
-    "triplet": MetricLoss(losses.triplet_loss, {"margin": 0.3}),
-    # At margin 1 a hinge in cosine distance is quiet only once all classes are orthogonal.
-    "semihard_triplet": MetricLoss(losses.semihard_triplet_loss, {"margin": 1.0}),
-    "hard_triplet": MetricLoss(losses.hard_triplet_loss, {"margin": 1.0}),
-    "contrastive": MetricLoss(losses.contrastive_loss, {"margin": 1.0}),
-    # The function's defaults are for Euclidean distances of unit vectors; in cosine distance these
-    # ask for positives within 0.5 and negatives beyond 1, at a right angle.
-    "margin": MetricLoss(losses.margin_loss, {"margin": 0.25, "beta": 0.75}),
-    "lifted_structure": MetricLoss(losses.lifted_structure_loss, {"margin": 1.0}),
-    "ntxent": MetricLoss(losses.ntxent_loss, {"temperature": 0.5}, on_similarities=True),
-    "supcon": MetricLoss(losses.supcon_loss, {"temperature": 0.5}, on_similarities=True),
-    "multi_similarity": MetricLoss(
-        losses.multi_similarity_loss,
-        {"alpha": 2.0, "beta": 10.0, "base": 0.5},
-        on_similarities=True,
-    ),
-    "circle": MetricLoss(losses.circle_loss, {"margin": 0.4, "gamma": 1.0}, on_similarities=True),
-    "proxy_anchor": MetricLoss(
-        losses.proxy_anchor_loss,
-        {"margin": 0.1, "alpha": 4.0},
-        on_similarities=True,
-        on_class_proxies=True,
-    ),
-    "smooth_ap": MetricLoss(losses.smooth_ap_loss, {"temperature": 0.05}, on_similarities=True),
-}
-
-LOSS_PARAMETERS = ("margin", "temperature", "alpha", "beta", "base", "gamma")
-
-DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
-    "cosine": similarity.cosine_distance,
-    "euclidean": similarity.euclidean_distance,
-    "squared_euclidean": similarity.squared_euclidean_distance,
-}
-
-
-def _squared_label_loss(outputs: Array, targets: Array) -> Array:
-    return jnp.mean(jnp.sum(jnp.square(outputs - targets), axis=1))
-
-
-def _cross_entropy_label_loss(outputs: Array, targets: Array) -> Array:
-    shares = targets / jnp.maximum(jnp.sum(targets, axis=1, keepdims=True), 1)
-    log_posteriors = jax.nn.log_softmax(outputs, axis=1)
-    # One of −∞, of outputs that are 3e38 apart, is nothing to the other classes' share.
-    surprises = jnp.where(targets > 0, shares * log_posteriors, 0)
-    return -jnp.mean(jnp.sum(surprises, axis=1))
-
-
-LABEL_LOSSES: dict[str, Callable[[Array, Array], Array]] = {
-    "squared": _squared_label_loss,
-    "cross_entropy": _cross_entropy_label_loss,
-}
-
+from aadml_jax.anchor_aware import ATTENTIONS, anchor_aware_proxies, check_neighbors
+from aadml_jax.label_losses import cross_entropy_label_loss
+from aadml_jax.losses import proxy_anchor_loss, triplet_loss
+from aadml_jax.similarity import cosine_distance, cosine_similarity, same_label
 
 PROXY_ROLES = ("in_place", "beside", "both_sides")
 NEIGHBORS_FROM = ("own", "other")
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectiveOptions:
-    """What the objective is made of.
+class AnchorAware:
+    """How the anchors of an objective become anchor-aware proxies.
+
+    The first three fields are the paper's; the others are this library's, and their defaults leave
+    the method as the paper is read here.
 
     Attributes:
-      loss: a key of `METRIC_LOSSES`.
-      margin, temperature, alpha, beta, base, gamma: parameters of the metric loss, see its
-        function; None is the value in `METRIC_LOSSES`. Those that the loss does not have must be
-        None.
-      anchor_aware: whether AA proxies take the anchors' place.
-      num_neighbors: k of the correlation graph, the anchor counted.
+      num_neighbors: k of the correlation graph, the anchor counted; 1 is the method without AA.
+        May be traced if `max_neighbors` is given.
       attention: `"neighbor"` or `"channel"`, see `anchor_aware_proxies`.
       same_class: whether only samples of the anchor's class can be neighbours.
-      attention_temperature: τ of the attention, above 0, see `anchor_aware_proxies`.
+      temperature: τ of the attention, above 0; may be traced.
       neighbors_from: `"own"`, the anchor's own modality, or `"other"`.
       neighbor_gradient: whether gradients reach the neighbours.
-      proxy_role: `"in_place"`, proxies in the anchors' place, as the paper has it; `"beside"`, the
-        mean of that loss and the one of the plain anchors; `"both_sides"`, proxies in the place of
-        anchors and references. For a loss on class proxies, whose references are the samples,
-        `"in_place"` or `"beside"`.
+      role: `"in_place"`, proxies in the anchors' place, as the paper has it; `"beside"`, the mean
+        of that loss and the one of the plain anchors; `"both_sides"`, proxies in the place of
+        anchors and references, which is not for `class_proxy_objective`.
       max_neighbors: the largest k, where `num_neighbors` is traced; else None.
-      distance: a key of `DISTANCES`; `"cosine"` for a loss on similarities, which sees cosine
-        similarities.
-      intra_modal: whether audio→audio and visual→visual are added to the two cross-modal
-        directions; there the anchor's own column is left out. False for a loss on class proxies.
-      label_loss: `"squared"`, the squared Euclidean distance to the one-hot or multi-hot label,
-        summed over classes and averaged over the batch; or `"cross_entropy"` of the softmax, whose
-        target is shared equally among the classes of a clip.
-      label_weight: factor of the label losses, at least 0.
-      metric_weight: factor of the metric losses, at least 0.
 
     Raises:
-      ValueError: for an unknown name, options that do not go together, or, unless traced, a number
-        that cannot be: one that is not finite, a weight below 0, k below 1 or beyond
-        `max_neighbors`, or 0 or below for a temperature, alpha, gamma or a beta that multiplies an
-        exponent, which it does in all losses but `"margin"`.
+      ValueError: for an unknown name, or, unless traced, a temperature that is not finite and above
+        0, or a k below 1 or beyond `max_neighbors`.
     """
 
-    loss: str = "triplet"
-    margin: float | Array | None = None
-    temperature: float | Array | None = None
-    alpha: float | Array | None = None
-    beta: float | Array | None = None
-    base: float | Array | None = None
-    gamma: float | Array | None = None
-    anchor_aware: bool = True
     num_neighbors: int | Array = 3
     attention: str = "neighbor"
     same_class: bool = True
-    attention_temperature: float | Array = 1.0
+    temperature: float | Array = 1.0
     neighbors_from: str = "own"
     neighbor_gradient: bool = True
-    proxy_role: str = "in_place"
+    role: str = "in_place"
     max_neighbors: int | None = None
-    distance: str = "cosine"
-    intra_modal: bool = False
-    label_loss: str = "cross_entropy"
-    label_weight: float | Array = 1.0
-    metric_weight: float | Array = 1.0
 
     def __post_init__(self) -> None:
-        """Checks each option, and that all go together."""
+        """Checks each field."""
         for field, known in (
-            ("loss", METRIC_LOSSES),
-            ("distance", DISTANCES),
-            ("label_loss", LABEL_LOSSES),
+            ("attention", ATTENTIONS),
             ("neighbors_from", NEIGHBORS_FROM),
-            ("proxy_role", PROXY_ROLES),
+            ("role", PROXY_ROLES),
         ):
             if getattr(self, field) not in known:
                 raise ValueError(
                     f"{field} must be one of {sorted(known)}; got {getattr(self, field)!r}"
                 )
-        if contradiction := conflict(self):
-            raise ValueError(contradiction)
-        dtype = jnp.result_type(float)
-        for name in LOSS_PARAMETERS:
-            if getattr(self, name) is not None:
-                above = 0 if name in positive_parameters(self.loss) else None
-                check_scalar(getattr(self, name), dtype, name, above=above)
-        check_scalar(self.attention_temperature, dtype, "attention_temperature", above=0)
+        check_scalar(self.temperature, jnp.result_type(float), "temperature", above=0)
         check_neighbors(self.num_neighbors, self.max_neighbors)
-        for name in ("label_weight", "metric_weight"):
-            check_scalar(getattr(self, name), dtype, name, least=0)
-
-    def loss_parameters(self) -> dict[str, Any]:
-        """The metric loss's parameters by name, its own values where none are set."""
-        return {
-            name: default if getattr(self, name) is None else getattr(self, name)
-            for name, default in METRIC_LOSSES[self.loss].parameters.items()
-        }
 
 
-def positive_parameters(loss: str) -> frozenset[str]:
-    """Which of a loss's parameters must be above 0: those that multiply or divide exponents.
+Compare = Callable[[Array, Array], Array]
+"""Anchors [N, C] and references [M, C] to distances or similarities [N, M]."""
 
-    The margin loss's beta is a distance.
-    """
-    names = {"temperature", "alpha", "gamma"} | ({"beta"} if loss != "margin" else set())
-    return frozenset(names & set(METRIC_LOSSES[loss].parameters))
+MetricLoss = Callable[..., Array]
+"""(distances or similarities [N, M], relevance bool [N, M], where=bool [N, M] or None) to a scalar,
+a mean over the rows: `aadml_jax.losses` with `functools.partial`, or a function of your own."""
 
+LabelLoss = Callable[[Array, Array], Array]
+"""(outputs [B, C], targets [B, C] of 0 and 1) to a scalar, a mean over the rows."""
 
-def conflict(options: Any) -> str | None:
-    """An option that contradicts another one, and why; None where all go together.
+Objective = Callable[..., tuple[Array, dict[str, Array]]]
+"""`aadml_objective` or `class_proxy_objective` with what they are made of: a function of the
+towers' outputs, the labels and `axis_name=`, and of the `class_proxies=` where they are learned."""
 
-    Args:
-      options: `ObjectiveOptions`, or a configuration with its attributes and a known loss.
-    """
-    chosen = METRIC_LOSSES[options.loss]
-    culprit = None
-    for name in LOSS_PARAMETERS:
-        if getattr(options, name) is not None and name not in chosen.parameters:
-            culprit, reason = name, f"its parameters are {', '.join(chosen.parameters)}"
-    if chosen.on_similarities and options.distance != "cosine":
-        culprit, reason = "distance", "it compares cosine similarities"
-    if chosen.on_class_proxies and options.intra_modal:
-        culprit, reason = "intra_modal", "it compares samples with class proxies"
-    if chosen.on_class_proxies and options.proxy_role == "both_sides":
-        culprit, reason = "proxy_role", "one of its sides are class proxies"
-    if culprit is None and not options.anchor_aware:
-        for name, default in (("proxy_role", "in_place"), ("neighbors_from", "own")):
-            if getattr(options, name) != default:
-                return f"{name}={getattr(options, name)} does nothing without anchor_aware"
-    if culprit is None:
-        return None
-    return f"{culprit}={getattr(options, culprit)} does not go with loss={options.loss}: {reason}"
-
-
-def _mean(values: Iterable[Array]) -> Array:
-    values = list(values)
-    return sum(values) / len(values)
+_PAPERS_PROXIES = AnchorAware()
+# With the parameters of training, see `aadml_jax.training.named_losses`.
+_TRIPLET = functools.partial(triplet_loss, margin=0.3)
+_PROXY_ANCHOR = functools.partial(proxy_anchor_loss, margin=0.1, alpha=4.0)
 
 
 def aadml_objective(
@@ -241,8 +110,13 @@ def aadml_objective(
     visual: Array,
     labels: Array,
     *,
-    class_proxies: Array | None = None,
-    options: ObjectiveOptions | None = None,
+    metric_loss: MetricLoss = _TRIPLET,
+    compare: Compare = cosine_distance,
+    label_loss: LabelLoss = cross_entropy_label_loss,
+    proxies: AnchorAware | None = _PAPERS_PROXIES,
+    intra_modal: bool = False,
+    label_weight: float | Array = 1.0,
+    metric_weight: float | Array = 1.0,
     axis_name: str | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The AADML objective of a batch of label-space outputs.
@@ -259,26 +133,145 @@ def aadml_objective(
         A row of zeros is a clip of no class: it has no positives, its cross-entropy is 0, and the
         squared label loss pulls its outputs to 0. The values of traced labels cannot be checked; a
         class number outside is then a clip of no class.
-      class_proxies: [C, C], one row per class, for losses on class proxies; None stands for the
-        one-hot vectors, which are the classes' own places in label space.
-      options: what the objective is made of; None is `ObjectiveOptions()`.
+      metric_loss: a mean over anchors of a loss on what `compare` gives, such as `triplet_loss`
+        after distances and `supcon_loss` after similarities. Neither it nor this function can tell
+        which of the two it gets. Default the triplet loss with margin 0.3.
+      compare: anchors and references to the matrix that `metric_loss` takes.
+      label_loss: outputs and their one-hot or multi-hot targets to a mean over rows.
+      proxies: how anchors become proxies; None leaves them as they are.
+      intra_modal: whether audio→audio and visual→visual are added to the two cross-modal
+        directions; there the anchor's own column is left out by `where`.
+      label_weight: factor of the label losses, at least 0.
+      metric_weight: factor of the metric losses, at least 0.
       axis_name: of `jax.shard_map` or `jax.pmap`, where each device holds its share of the batch.
 
     Returns:
       The scalar, and its parts as scalars: `loss` (the scalar again), `label_loss` and
       `metric_loss` (unweighted sums), and their terms `label_loss_audio`, `label_loss_visual`,
       `metric_loss_audio_to_visual`, `metric_loss_visual_to_audio` and, with `intra_modal`,
-      `metric_loss_audio_to_audio`, `metric_loss_visual_to_visual`. Losses on class proxies have
-      `metric_loss_classes_to_audio` and `metric_loss_classes_to_visual` instead of these.
+      `metric_loss_audio_to_audio`, `metric_loss_visual_to_visual`.
 
     Outputs of any finite size give a finite gradient with the defaults. The squared label loss of
     outputs beyond 1e19 is infinite in float32, and so are losses on the squared Euclidean distance.
 
     Raises:
       ValueError: for shapes that do not fit; for labels as `same_label` refuses them; for class
-        numbers outside 0 … C − 1, unless traced.
+        numbers outside 0 … C − 1, or a weight that is not finite and at least 0, unless traced.
     """
-    options = options or ObjectiveOptions()
+    batch = _gathered(audio, visual, labels, axis_name)
+    label_terms = _label_terms(batch, label_loss)
+    relevance = same_label(batch.own_labels, batch.labels)
+    is_other = batch.rows[:, None] != jnp.arange(len(batch.labels), dtype=jnp.int32)[None, :]
+    anchors = {source: _anchors(batch, source, proxies) for source in batch.own}
+    references = {target: _references(batch, target, proxies) for target in batch.own}
+    metric_terms = {}
+    for source, target in itertools.product(batch.own, batch.own):
+        if source == target and not intra_modal:
+            continue
+        metric_terms[f"{source}_to_{target}"] = _mean(
+            metric_loss(
+                compare(of_source, references[target]),
+                relevance,
+                where=is_other if source == target else None,
+            )
+            for of_source in anchors[source]
+        )
+    return _total(label_terms, metric_terms, label_weight, metric_weight, axis_name)
+
+
+def class_proxy_objective(
+    audio: Array,
+    visual: Array,
+    labels: Array,
+    *,
+    metric_loss: MetricLoss = _PROXY_ANCHOR,
+    class_proxies: Array | None = None,
+    compare: Compare = cosine_similarity,
+    label_loss: LabelLoss = cross_entropy_label_loss,
+    proxies: AnchorAware | None = _PAPERS_PROXIES,
+    label_weight: float | Array = 1.0,
+    metric_weight: float | Array = 1.0,
+    axis_name: str | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """The objective with a loss whose rows are class proxies, such as `proxy_anchor_loss`.
+
+    Each modality's samples, as anchor-aware proxies, are the columns.
+
+    Args:
+      audio: see `aadml_objective`.
+      visual: see `aadml_objective`.
+      labels: see `aadml_objective`.
+      metric_loss: a mean over classes of a loss on what `compare` gives. Default the proxy anchor
+        loss with margin 0.1 and alpha 4.
+      class_proxies: [C, C], one row per class; None stands for the one-hot vectors, which are the
+        classes' own places in label space.
+      compare: class proxies and samples to the matrix that `metric_loss` takes.
+      label_loss: see `aadml_objective`.
+      proxies: how samples become proxies; None leaves them as they are.
+      label_weight: see `aadml_objective`.
+      metric_weight: see `aadml_objective`.
+      axis_name: see `aadml_objective`.
+
+    Returns:
+      The scalar and its parts as `aadml_objective` has them, with the terms
+      `metric_loss_classes_to_audio` and `metric_loss_classes_to_visual`.
+
+    Raises:
+      ValueError: as `aadml_objective`, and for proxies on both sides, of which one are classes.
+    """
+    if proxies is not None and proxies.role == "both_sides":
+        raise ValueError("role='both_sides' needs samples on both sides, but one are class proxies")
+    batch = _gathered(audio, visual, labels, axis_name)
+    label_terms = _label_terms(batch, label_loss)
+    num_classes = batch.targets.shape[1]
+    if class_proxies is None:
+        class_proxies = jnp.eye(num_classes, dtype=batch.targets.dtype)
+    elif jnp.shape(class_proxies) != (num_classes, num_classes):
+        raise ValueError(
+            f"class_proxies must be {(num_classes, num_classes)}; got {jnp.shape(class_proxies)}"
+        )
+    metric_terms = {
+        f"classes_to_{target}": _mean(
+            metric_loss(compare(class_proxies, batch.gather(samples)), batch.targets.T > 0)
+            for samples in _anchors(batch, target, proxies)
+        )
+        for target in batch.own
+    }
+    return _total(label_terms, metric_terms, label_weight, metric_weight, axis_name)
+
+
+class _Batch(NamedTuple):
+    """A device's rows of a batch, and the whole batch.
+
+    Attributes:
+      own: of each modality, this device's outputs [S, C].
+      own_labels: [S] or [S, C].
+      own_targets: 0 and 1 [S, C].
+      whole: of each modality, all outputs [B, C].
+      labels: of all rows.
+      targets: of all rows [B, C].
+      rows: int32 [S], the numbers of this device's rows in the batch.
+      axis_name: None where one program holds all rows.
+    """
+
+    own: dict[str, Array]
+    own_labels: Array
+    own_targets: Array
+    whole: dict[str, Array]
+    labels: Array
+    targets: Array
+    rows: Array
+    axis_name: str | None
+
+    def gather(self, rows: Any) -> Any:
+        """This device's rows of a pytree to those of all devices."""
+        if self.axis_name is None:
+            return rows
+        gather = functools.partial(jax.lax.all_gather, axis_name=self.axis_name, tiled=True)
+        return jax.tree.map(gather, rows)
+
+
+def _gathered(audio: Array, visual: Array, labels: Array, axis_name: str | None) -> _Batch:
     audio, visual = as_same_float(audio, visual)
     is_matrix = audio.ndim == 2
     labels = as_labels(labels, num_classes=audio.shape[1] if is_matrix else None)
@@ -290,97 +283,76 @@ def aadml_objective(
         )
     if labels.ndim == 2 and labels.shape != audio.shape:
         raise ValueError(f"multi-hot labels must be {audio.shape}; got {labels.shape}")
-    num_classes = audio.shape[1]
-    if class_proxies is not None and not METRIC_LOSSES[options.loss].on_class_proxies:
-        raise ValueError(f"class_proxies are given, but loss={options.loss!r} has none")
-    if class_proxies is not None and jnp.shape(class_proxies) != (num_classes, num_classes):
-        raise ValueError(
-            f"class_proxies must be {(num_classes, num_classes)}; got {jnp.shape(class_proxies)}"
-        )
-
     if labels.ndim == 1:
-        targets = jax.nn.one_hot(labels, num_classes, dtype=audio.dtype)
+        targets = jax.nn.one_hot(labels, audio.shape[1], dtype=audio.dtype)
     else:
         targets = labels.astype(bool).astype(audio.dtype)
-    label_loss = LABEL_LOSSES[options.label_loss]
-    label_terms = {"audio": label_loss(audio, targets), "visual": label_loss(visual, targets)}
-
     own = {"audio": audio, "visual": visual}
     rows = rows_of_share(audio.shape[0], axis_name)
-    if axis_name is None:
-        whole, all_labels, all_targets = own, labels, targets
-    else:
-        gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, tiled=True)
-        whole, all_labels, all_targets = jax.tree.map(gather, (own, labels, targets))
+    local = _Batch(own, labels, targets, own, labels, targets, rows, axis_name)
+    whole, all_labels, all_targets = local.gather((own, labels, targets))
+    return local._replace(whole=whole, labels=all_labels, targets=all_targets)
 
-    def aware(modality: str, all_rows: bool = False) -> Array:
-        other = "visual" if modality == "audio" else "audio"
-        return anchor_aware_proxies(
-            whole[modality],
-            all_labels,
-            num_neighbors=options.num_neighbors,
-            attention=options.attention,
-            same_class=options.same_class,
-            rows=None if all_rows or axis_name is None else rows,
-            references=whole[other] if options.neighbors_from == "other" else None,
-            temperature=options.attention_temperature,
-            neighbor_gradient=options.neighbor_gradient,
-            max_neighbors=options.max_neighbors,
-        )
 
-    def anchors_of(modality: str) -> list[Array]:
-        """What stands in the anchors' place; the loss is the mean over these."""
-        if not options.anchor_aware:
-            return [own[modality]]
-        if options.proxy_role == "beside":
-            return [own[modality], aware(modality)]
-        return [aware(modality)]
-
-    def references_of(modality: str) -> Array:
-        if not options.anchor_aware or options.proxy_role != "both_sides":
-            return whole[modality]
-        return aware(modality, all_rows=True)
-
-    chosen = METRIC_LOSSES[options.loss]
-    compare = (
-        similarity.cosine_similarity if chosen.on_similarities else DISTANCES[options.distance]
+def _proxies(
+    batch: _Batch, modality: str, proxies: AnchorAware, *, all_rows: bool = False
+) -> Array:
+    other = "visual" if modality == "audio" else "audio"
+    return anchor_aware_proxies(
+        batch.whole[modality],
+        batch.labels,
+        num_neighbors=proxies.num_neighbors,
+        attention=proxies.attention,
+        same_class=proxies.same_class,
+        rows=None if all_rows or batch.axis_name is None else batch.rows,
+        references=batch.whole[other] if proxies.neighbors_from == "other" else None,
+        temperature=proxies.temperature,
+        neighbor_gradient=proxies.neighbor_gradient,
+        max_neighbors=proxies.max_neighbors,
     )
-    metric_loss = functools.partial(chosen.function, **options.loss_parameters())
-    metric_terms = {}
-    if chosen.on_class_proxies:
-        one_hot = jnp.eye(num_classes, dtype=audio.dtype)
-        proxies = one_hot if class_proxies is None else class_proxies
-        for target in own:
-            metric_terms[f"classes_to_{target}"] = _mean(
-                metric_loss(
-                    compare(proxies, samples if axis_name is None else gather(samples)),
-                    all_targets.T > 0,
-                )
-                for samples in anchors_of(target)
-            )
-    else:
-        relevance = similarity.same_label(labels, all_labels)
-        others = rows[:, None] != jnp.arange(len(all_labels), dtype=jnp.int32)[None, :]
-        anchors = {source: anchors_of(source) for source in own}
-        references = {target: references_of(target) for target in own}
-        for source, target in itertools.product(own, own):
-            if source == target and not options.intra_modal:
-                continue
-            metric_terms[f"{source}_to_{target}"] = _mean(
-                metric_loss(
-                    compare(of_source, references[target]),
-                    relevance,
-                    where=others if source == target else None,
-                )
-                for of_source in anchors[source]
-            )
 
+
+def _anchors(batch: _Batch, modality: str, proxies: AnchorAware | None) -> list[Array]:
+    """What stands in the anchors' place; the loss is the mean over these."""
+    if proxies is None:
+        return [batch.own[modality]]
+    if proxies.role == "beside":
+        return [batch.own[modality], _proxies(batch, modality, proxies)]
+    return [_proxies(batch, modality, proxies)]
+
+
+def _references(batch: _Batch, modality: str, proxies: AnchorAware | None) -> Array:
+    if proxies is None or proxies.role != "both_sides":
+        return batch.whole[modality]
+    return _proxies(batch, modality, proxies, all_rows=True)
+
+
+def _mean(values: Iterable[Array]) -> Array:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def _label_terms(batch: _Batch, label_loss: LabelLoss) -> dict[str, Array]:
+    return {name: label_loss(outputs, batch.own_targets) for name, outputs in batch.own.items()}
+
+
+def _total(
+    label_terms: Mapping[str, Array],
+    metric_terms: Mapping[str, Array],
+    label_weight: float | Array,
+    metric_weight: float | Array,
+    axis_name: str | None,
+) -> tuple[Array, dict[str, Array]]:
+    """The weighted sum of all terms, and its parts."""
+    dtype = jnp.result_type(float)
+    check_scalar(label_weight, dtype, "label_weight", least=0)
+    check_scalar(metric_weight, dtype, "metric_weight", least=0)
     if axis_name is not None:
         # All shares are of one size, so the mean of their means is the mean over the batch.
         label_terms, metric_terms = jax.lax.pmean((label_terms, metric_terms), axis_name)
     label_sum = sum(label_terms.values())
     metric_sum = sum(metric_terms.values())
-    total = options.label_weight * label_sum + options.metric_weight * metric_sum
+    total = label_weight * label_sum + metric_weight * metric_sum
     parts = {
         "loss": total,
         "label_loss": label_sum,

@@ -125,7 +125,7 @@ def make_epoch(dataset: RetrievalDataset, batch_size: int, *, streamed: bool) ->
     config, placement = TrainConfig(), one_device()
     data = hold(dataset, streamed=streamed)
     step = make_train_step(
-        build_model(config, _CLASSES), build_optimizer(config), config.objective_options()
+        build_model(config, _CLASSES), build_optimizer(config), config.objective()
     )
     common = {"batch_size": batch_size, "keys": run_keys(0), "placement": placement}
     if streamed:

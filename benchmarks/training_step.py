@@ -26,7 +26,6 @@ from absl import flags
 
 from aadml_jax.data import FeatureStandardization
 from aadml_jax.errors import UserError
-from aadml_jax.objective import aadml_objective
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.state import (
     TrainState,
@@ -66,7 +65,10 @@ _OURS = {
     "plain triplet": _PLAIN,
     "plain contrastive": dataclasses.replace(_PLAIN, loss="contrastive"),
     "plain multi-similarity": dataclasses.replace(
-        _PLAIN, loss="multi_similarity", margin=None, alpha=2.0, beta=50.0, base=0.5
+        _PLAIN,
+        loss="multi_similarity",
+        margin=None,
+        loss_parameters={"alpha": 2.0, "beta": 50.0, "base": 0.5},
     ),
 }
 # Row, what of ours it equals, and its place in `torch_peers.LOSSES` of that loss.
@@ -119,7 +121,7 @@ def make_steps(config: TrainConfig, data: Batch, batch_size: int, steps: int) ->
     """A function that trains `steps` steps, at most an epoch."""
     state = [make_state(config)]
     step = make_train_step(
-        build_model(config, _CLASSES), build_optimizer(config), config.objective_options()
+        build_model(config, _CLASSES), build_optimizer(config), config.objective()
     )
     data = Batch(*map(jnp.asarray, data))
     run_steps = make_run_steps(step, data, batch_size=batch_size, keys=run_keys(config.seed))
@@ -150,7 +152,7 @@ def make_peer_product() -> Callable[[], object]:
 def _our_loss(params: dict, batch: Batch, config: TrainConfig, reduction: str) -> float:
     """The objective without dropout, its metric loss reduced as a peer does it."""
     outputs = build_model(config, _CLASSES).apply({"params": params}, batch.audio, batch.visual)
-    loss, parts = aadml_objective(*outputs, batch.labels, options=config.objective_options())
+    loss, parts = config.objective()(*outputs, batch.labels)
     if reduction == "anchors":
         return float(loss)
     metric_loss = our_losses.both_directions(config.loss, reduction=reduction)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import pathlib
 import socket
@@ -12,7 +13,7 @@ import traceback
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -36,7 +37,7 @@ def define_flags(config_class: type) -> None:
         help_text = field.metadata["help"]
         kind = _value_type(hints[field.name])
         if choices := field.metadata.get("choices"):
-            flags.DEFINE_enum(field.name, field.default, choices, help_text)
+            flags.DEFINE_enum(field.name, field.default, list(choices), help_text)
         elif kind is tuple:
             text = ",".join(map(str, field.default))
             flags.DEFINE_list(field.name, text, help_text)
@@ -44,6 +45,14 @@ def define_flags(config_class: type) -> None:
                 field.name,
                 lambda items: all(item.strip().isdecimal() for item in items),
                 message="must be whole numbers separated by commas, such as 1024,1024",
+            )
+        elif kind is Mapping:
+            flags.DEFINE_list(field.name, None, help_text)
+            flags.register_validator(
+                field.name,
+                _are_assignments,
+                message="must be different names and finite numbers separated by commas, such as "
+                "alpha=2,beta=50",
             )
         else:
             define = {
@@ -53,6 +62,16 @@ def define_flags(config_class: type) -> None:
                 str: flags.DEFINE_string,
             }[kind]
             define(field.name, field.default, help_text)
+
+
+def _are_assignments(items: Sequence[str] | None) -> bool:
+    pairs = [item.partition("=") for item in items or ()]
+    names = [name.strip() for name, _, _ in pairs]
+    try:
+        are_finite = all(math.isfinite(float(value)) for _, _, value in pairs)
+    except ValueError:
+        return False
+    return are_finite and all(map(str.isidentifier, names)) and len(set(names)) == len(names)
 
 
 def _value_type(hint: Any) -> type:
@@ -69,7 +88,12 @@ def config_from_flags(config_class: type) -> tuple[Any, frozenset[str]]:
     for field in dataclasses.fields(config_class):
         flag = flags.FLAGS[field.name]
         value = flag.value
-        values[field.name] = tuple(map(int, value)) if isinstance(value, list) else value
+        if isinstance(value, list) and field.default is None:
+            pairs = (item.split("=") for item in value)
+            value = {name.strip(): float(number) for name, number in pairs}
+        elif isinstance(value, list):
+            value = tuple(map(int, value))
+        values[field.name] = value
         if flag.present:
             explicit.add(field.name)
     return config_class(**values), frozenset(explicit)

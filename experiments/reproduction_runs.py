@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Set
 from typing import Any
 
-from aadml_jax.objective import LOSS_PARAMETERS, METRIC_LOSSES
 from aadml_jax.training import config as configuration
 from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.named_losses import NAMED_LOSSES
 
 Key = tuple[str, ...]
 """What a run is called: the loss or the variant, or both."""
@@ -27,10 +27,15 @@ def plain(config: TrainConfig) -> TrainConfig:
 
 def with_loss(config: TrainConfig, loss: str) -> TrainConfig:
     """The configuration with another metric loss, which keeps the parameters that it has."""
-    chosen = METRIC_LOSSES[loss]
+    chosen = NAMED_LOSSES[loss]
     changes: dict[str, Any] = {
-        name: None for name in LOSS_PARAMETERS if name not in chosen.parameters
+        name: None for name in ("margin", "temperature") if name not in chosen.parameters
     }
+    if config.loss_parameters is not None:
+        kept = config.loss_parameters.items()
+        changes["loss_parameters"] = {
+            name: value for name, value in kept if name in chosen.parameters
+        } or None
     if chosen.on_similarities:
         changes["distance"] = "cosine"
     if chosen.on_class_proxies:
@@ -79,7 +84,7 @@ VARIANTS = (PLAIN, "neighbor", "channel")
 def loss_runs(base: TrainConfig) -> dict[Key, TrainConfig]:
     """Every loss in each of `VARIANTS`."""
     runs = {}
-    for loss in METRIC_LOSSES:
+    for loss in NAMED_LOSSES:
         config = dataclasses.replace(with_loss(base, loss), anchor_aware=True)
         runs[loss, PLAIN] = plain(config)
         for attention in VARIANTS[1:]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from aadml_jax.objective import METRIC_LOSSES
 from aadml_jax.reports.figures import Curve, Panel, draw_curves
 from aadml_jax.reports.literature import literature_table
 from aadml_jax.reports.page import Report
@@ -23,6 +22,7 @@ from aadml_jax.reports.statistics import (
 from aadml_jax.reports.tables import Table
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import DIRECTIONS
+from aadml_jax.training.named_losses import NAMED_LOSSES
 from aadml_jax.training.sweep import RunHistory
 from experiments.reproduction_runs import (
     AWARE,
@@ -288,7 +288,7 @@ def _add_losses(
                         for variant in VARIANTS[1:]
                     ),
                 ]
-                for loss in METRIC_LOSSES
+                for loss in NAMED_LOSSES
             ],
             note=_DIFFERENCE_NOTE,
         )

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from aadml_jax.objective import METRIC_LOSSES
+from aadml_jax.training.named_losses import NAMED_LOSSES
 
 Changes = Mapping[str, Any]
 
@@ -125,7 +125,7 @@ def _on_bases(
 
 def _losses() -> Comparison:
     variants, baselines = {"cross-entropy alone": _CLASSIFIER}, {}
-    for loss in METRIC_LOSSES:
+    for loss in NAMED_LOSSES:
         common = {"loss": loss, "label_loss": "cross_entropy"}
         if loss == "triplet":
             common["margin"] = 1.0  # that of its fellows

@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import aadml_jax as aa
-from aadml_jax.objective import METRIC_LOSSES, ObjectiveOptions, aadml_objective
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.named_losses import NAMED_LOSSES
 
 N, M, D = 8, 12, 5
 RNG = np.random.default_rng(0)
@@ -33,6 +34,9 @@ def blocked(anchors, references, labels, *, block_size):
 
     del labels
     return aa.in_row_blocks(of_block, anchors, block_size=block_size)
+
+
+METRIC_LOSSES = [n for n in aa.__all__ if n.endswith("_loss") and not n.endswith("label_loss")]
 
 
 def _of_part(name, scores, relevance, where):
@@ -100,12 +104,12 @@ CASES = {
             functools.partial(_of_part, name),
             (SCORES, RELEVANCE, WHERE),
         )
-        for name in (*(n for n in aa.__all__ if n.endswith("_loss")), "average_precision")
+        for name in (*METRIC_LOSSES, "average_precision")
     },
+    **{name: (getattr(aa, name), (SCORES, RELEVANCE)) for name in METRIC_LOSSES},
     **{
-        name: (getattr(aa, name), (SCORES, RELEVANCE))
-        for name in aa.__all__
-        if name.endswith("_loss")
+        name: (getattr(aa, name), (AUDIO, SEVERAL))
+        for name in ("squared_label_loss", "cross_entropy_label_loss")
     },
     **{
         f"cross_modal_report, {similarity}": (
@@ -133,14 +137,12 @@ CASES = {
         (SMALL, AUDIO, LABELS),
     ),
     **{
-        f"aadml_objective, {loss}": (
-            functools.partial(aadml_objective, options=ObjectiveOptions(loss=loss)),
-            (AUDIO, VISUAL, LABELS),
-        )
-        for loss in METRIC_LOSSES
+        f"{objective.func.__name__}, {loss}": (objective, (AUDIO, VISUAL, LABELS))
+        for loss in NAMED_LOSSES
+        for objective in [TrainConfig(loss=loss).objective()]
     },
     "aadml_objective of several classes within modalities": (
-        functools.partial(aadml_objective, options=ObjectiveOptions(intra_modal=True)),
+        functools.partial(aa.aadml_objective, intra_modal=True),
         (AUDIO, VISUAL, SEVERAL),
     ),
 }
@@ -219,4 +221,4 @@ def test_queries_keep_their_split():
 def test_every_public_function_has_a_case():
     functions = {name for name in aa.__all__ if callable(getattr(aa, name))}
     named = {name.split()[0].rstrip(",") for name in CASES}
-    assert functions - named == {"CorrelationGraph", "Memory", "init_memory"}
+    assert functions - named == {"AnchorAware", "CorrelationGraph", "Memory", "init_memory"}

@@ -1,5 +1,6 @@
 """What `import aadml_jax` brings: the names of the contract, and no heavy package."""
 
+import functools
 import inspect
 import json
 import subprocess
@@ -15,6 +16,13 @@ HEAVY = ("flax", "optax", "orbax", "absl", "h5py", "tensorflow_datasets", "tenso
 LOSS = {"where": None, "reduce_fn": jnp.mean}
 METRIC = {"where": None, "ties": "stable", "reduce_fn": None}
 REQUIRED = inspect.Parameter.empty
+OBJECTIVE = {
+    "label_loss": aa.cross_entropy_label_loss,
+    "proxies": aa.AnchorAware(num_neighbors=3, attention="neighbor", same_class=True),
+    "label_weight": 1.0,
+    "metric_weight": 1.0,
+    "axis_name": None,
+}
 # name: the positional arrays, then the keyword-only parameters with their defaults
 CONTRACT = {
     "cosine_similarity": (("a", "b"), {}),
@@ -56,6 +64,26 @@ CONTRACT = {
     "circle_loss": (("similarities", "relevance"), {"margin": 0.4, "gamma": 80.0} | LOSS),
     "proxy_anchor_loss": (("similarities", "relevance"), {"margin": 0.1, "alpha": 32.0} | LOSS),
     "smooth_ap_loss": (("similarities", "relevance"), {"temperature": 0.01} | LOSS),
+    "squared_label_loss": (("outputs", "targets"), {"reduce_fn": jnp.mean}),
+    "cross_entropy_label_loss": (("outputs", "targets"), {"reduce_fn": jnp.mean}),
+    "aadml_objective": (
+        ("audio", "visual", "labels"),
+        OBJECTIVE
+        | {
+            "metric_loss": functools.partial(aa.triplet_loss, margin=0.3),
+            "compare": aa.cosine_distance,
+            "intra_modal": False,
+        },
+    ),
+    "class_proxy_objective": (
+        ("audio", "visual", "labels"),
+        OBJECTIVE
+        | {
+            "metric_loss": functools.partial(aa.proxy_anchor_loss, margin=0.1, alpha=4.0),
+            "compare": aa.cosine_similarity,
+            "class_proxies": None,
+        },
+    ),
     "init_memory": (("size", "dim"), {}),
     "update_memory": (("memory", "embeddings", "labels"), {}),
     "average_precision": (("scores", "relevance"), METRIC),
@@ -92,7 +120,16 @@ def test_public_name_has_the_signature_of_the_contract(name):
     assert tuple(p.name for p in positional) == arrays
     assert all(p.default is REQUIRED for p in positional)
     keywords = {p.name: p.default for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
-    assert keywords == options
+    assert {n: _compared(v) for n, v in keywords.items()} == {
+        n: _compared(v) for n, v in options.items()
+    }
+
+
+def _compared(default):
+    """Of a `functools.partial`, which equals itself alone, what it is made of."""
+    if isinstance(default, functools.partial):
+        return default.func, default.args, default.keywords
+    return default
 
 
 def test_every_public_name_exists_once_and_says_what_it_is():

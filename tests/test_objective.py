@@ -9,14 +9,13 @@ import oracles
 import pytest
 from jax.test_util import check_grads
 
-from aadml_jax.objective import METRIC_LOSSES, ObjectiveOptions, aadml_objective
+import aadml_jax as aa
+from aadml_jax.objective import AnchorAware, aadml_objective, class_proxy_objective
 
 RNG = np.random.default_rng(0)
 LABELS = np.array([0, 2, 1, 0, 0, 1, 2])
 AUDIO, VISUAL = RNG.normal(size=(2, 7, 3))
 MODALITIES = {"audio": AUDIO, "visual": VISUAL}
-ROW_LOSSES = {name: getattr(oracles, f"{name}_row") for name in METRIC_LOSSES}
-# The parameters that the objective gives each loss unless told otherwise.
 OWN = {
     "contrastive": {"margin": 1.0},
     "triplet": {"margin": 0.3},
@@ -31,6 +30,7 @@ OWN = {
     "proxy_anchor": {"margin": 0.1, "alpha": 4.0},
     "smooth_ap": {"temperature": 0.05},
 }
+ROW_LOSSES = {name: getattr(oracles, f"{name}_row") for name in OWN}
 ON_DISTANCES = (
     "contrastive",
     "triplet",
@@ -39,6 +39,15 @@ ON_DISTANCES = (
     "lifted_structure",
     "margin",
 )
+COMPARE = {
+    "cosine": aa.cosine_distance,
+    "euclidean": aa.euclidean_distance,
+    "squared_euclidean": aa.squared_euclidean_distance,
+}
+LABEL_LOSSES = {
+    "squared": aa.squared_label_loss,
+    "cross_entropy": aa.cross_entropy_label_loss,
+}
 PAIRWISE = {
     "cosine": lambda a, b: 1 - oracles.pairwise(oracles.cosine, a, b),
     "euclidean": lambda a, b: oracles.pairwise(oracles.euclidean, a, b),
@@ -46,9 +55,20 @@ PAIRWISE = {
 }
 
 
-def parts_of(**options):
-    objective = jax.jit(functools.partial(aadml_objective, options=ObjectiveOptions(**options)))
-    total, parts = objective(AUDIO, VISUAL, LABELS)
+def metric_loss(name, **parameters):
+    return functools.partial(getattr(aa, f"{name}_loss"), **(OWN[name] | parameters))
+
+
+def parts_of(loss="triplet", distance="cosine", label_loss="cross_entropy", **options):
+    parameters = {name: options.pop(name) for name in OWN[loss] if name in options}
+    objective = functools.partial(
+        aadml_objective,
+        metric_loss=metric_loss(loss, **parameters),
+        compare=COMPARE[distance] if loss in ON_DISTANCES else aa.cosine_similarity,
+        label_loss=LABEL_LOSSES[label_loss],
+        **options,
+    )
+    total, parts = jax.jit(objective)(AUDIO, VISUAL, LABELS)
     assert float(total) == float(parts["loss"])
     return {name: float(value) for name, value in parts.items()}
 
@@ -94,12 +114,13 @@ def test_metric_loss_compares_proxies_with_plain_embeddings_of_the_other_modalit
 def test_anchor_aware_options_reach_the_proxies(attention, same_class):
     options = {"num_neighbors": 2, "attention": attention, "same_class": same_class}
     expected = direction(proxies(AUDIO, **options), VISUAL)
-    assert parts_of(**options)["metric_loss_audio_to_visual"] == pytest.approx(expected, rel=1e-5)
+    parts = parts_of(proxies=AnchorAware(**options))
+    assert parts["metric_loss_audio_to_visual"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_neighbours_and_temperature_reach_the_proxies():
     expected = direction(proxies(AUDIO, references=VISUAL, temperature=0.2), VISUAL)
-    parts = parts_of(neighbors_from="other", attention_temperature=0.2)
+    parts = parts_of(proxies=AnchorAware(neighbors_from="other", temperature=0.2))
     assert parts["metric_loss_audio_to_visual"] == pytest.approx(expected, rel=1e-5)
     expected = direction(proxies(VISUAL, references=AUDIO, temperature=0.2), AUDIO)
     assert parts["metric_loss_visual_to_audio"] == pytest.approx(expected, rel=1e-5)
@@ -108,9 +129,9 @@ def test_neighbours_and_temperature_reach_the_proxies():
 @pytest.mark.parametrize("loss", ["triplet", "supcon"])
 def test_proxies_beside_the_anchors_and_on_both_sides(loss):
     plain, aware = direction(AUDIO, VISUAL, loss=loss), direction(proxies(AUDIO), VISUAL, loss=loss)
-    beside = parts_of(loss=loss, proxy_role="beside")["metric_loss_audio_to_visual"]
+    beside = parts_of(loss=loss, proxies=AnchorAware(role="beside"))["metric_loss_audio_to_visual"]
     assert beside == pytest.approx((plain + aware) / 2, rel=1e-5)
-    both = parts_of(loss=loss, proxy_role="both_sides", intra_modal=True)
+    both = parts_of(loss=loss, proxies=AnchorAware(role="both_sides"), intra_modal=True)
     expected = direction(proxies(AUDIO), proxies(VISUAL), loss=loss)
     assert both["metric_loss_audio_to_visual"] == pytest.approx(expected, rel=1e-5)
     expected = direction(proxies(AUDIO), proxies(AUDIO), loss=loss, where=~np.eye(7, dtype=bool))
@@ -122,14 +143,20 @@ def test_proxy_anchor_beside_its_aware_samples():
         direction(np.eye(3), samples, loss="proxy_anchor", classes=np.arange(3))
         for samples in (AUDIO, proxies(AUDIO))
     ]
-    parts = parts_of(loss="proxy_anchor", proxy_role="beside")
+    _, parts = class_proxy_objective(
+        AUDIO,
+        VISUAL,
+        LABELS,
+        metric_loss=metric_loss("proxy_anchor"),
+        proxies=AnchorAware(role="beside"),
+    )
     assert parts["metric_loss_classes_to_audio"] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("anchor_aware", [False, True])
-@pytest.mark.parametrize("loss", sorted(set(METRIC_LOSSES) - {"proxy_anchor"}))
+@pytest.mark.parametrize("loss", sorted(set(OWN) - {"proxy_anchor"}))
 def test_every_loss_takes_proxies_with_parameters_of_its_own(loss, anchor_aware):
-    parts = parts_of(loss=loss, anchor_aware=anchor_aware)
+    parts = parts_of(loss=loss, proxies=AnchorAware() if anchor_aware else None)
     anchors = {name: proxies(x) if anchor_aware else x for name, x in MODALITIES.items()}
     to_visual = direction(anchors["audio"], VISUAL, loss=loss)
     to_audio = direction(anchors["visual"], AUDIO, loss=loss)
@@ -141,8 +168,12 @@ def test_every_loss_takes_proxies_with_parameters_of_its_own(loss, anchor_aware)
 @pytest.mark.parametrize("anchor_aware", [False, True])
 @pytest.mark.parametrize("class_proxies", [None, RNG.normal(size=(3, 3))])
 def test_proxy_anchor_compares_classes_with_aware_samples(anchor_aware, class_proxies):
-    options = ObjectiveOptions(loss="proxy_anchor", anchor_aware=anchor_aware)
-    objective = functools.partial(aadml_objective, class_proxies=class_proxies, options=options)
+    objective = functools.partial(
+        class_proxy_objective,
+        metric_loss=metric_loss("proxy_anchor"),
+        class_proxies=class_proxies,
+        proxies=AnchorAware() if anchor_aware else None,
+    )
     total, parts = jax.jit(objective)(AUDIO, VISUAL, LABELS)
     expected = 0.0
     for name, samples in MODALITIES.items():
@@ -160,8 +191,9 @@ def test_proxy_anchor_compares_classes_with_aware_samples(anchor_aware, class_pr
 
 def test_multi_hot_labels_make_a_sample_relevant_to_each_of_its_classes():
     both = np.array([[1, 1, 0]] * 3 + [[0, 0, 1]] * 4)
-    options = ObjectiveOptions(loss="proxy_anchor", anchor_aware=False)
-    _, parts = aadml_objective(AUDIO, VISUAL, both, options=options)
+    _, parts = class_proxy_objective(
+        AUDIO, VISUAL, both, metric_loss=metric_loss("proxy_anchor"), proxies=None
+    )
     similarities = oracles.pairwise(oracles.cosine, np.eye(3), AUDIO)
     rows = oracles.by_row(oracles.proxy_anchor_row, similarities, both.T, **OWN["proxy_anchor"])
     assert float(parts["metric_loss_classes_to_audio"]) == pytest.approx(rows.mean(), rel=1e-5)
@@ -176,8 +208,13 @@ SEVERAL = np.array(
 def test_metric_and_label_losses_of_several_classes_equal_loops():
     relevance = np.array([[oracles.share_a_class(a, b) for b in SEVERAL] for a in SEVERAL])
     aware = oracles.proxies(AUDIO, SEVERAL, num_neighbors=3)
-    options = ObjectiveOptions(label_loss="squared")
-    _, parts = aadml_objective(AUDIO, VISUAL, SEVERAL, options=options)
+    _, parts = aadml_objective(
+        AUDIO,
+        VISUAL,
+        SEVERAL,
+        metric_loss=metric_loss("triplet"),
+        label_loss=aa.squared_label_loss,
+    )
     rows = oracles.by_row(
         oracles.triplet_row, PAIRWISE["cosine"](aware, VISUAL), relevance, **OWN["triplet"]
     )
@@ -190,12 +227,12 @@ def test_metric_and_label_losses_of_several_classes_equal_loops():
 
 def test_class_proxies_of_any_place_attract_all_samples_of_their_class():
     class_proxies = np.random.default_rng(4).normal(size=(3, 3))
-    _, parts = aadml_objective(
+    _, parts = class_proxy_objective(
         AUDIO,
         VISUAL,
         SEVERAL,
+        metric_loss=metric_loss("proxy_anchor"),
         class_proxies=class_proxies,
-        options=ObjectiveOptions(loss="proxy_anchor"),
     )
     aware = oracles.proxies(VISUAL, SEVERAL, num_neighbors=3)
     rows = oracles.by_row(
@@ -208,45 +245,56 @@ def test_class_proxies_of_any_place_attract_all_samples_of_their_class():
 
 
 @pytest.mark.parametrize(
-    ("options", "line"),
+    ("proxies", "line"),
     [
-        ({"loss": "ntxent", "margin": 0.5}, "margin=0.5 does not go with loss=ntxent.*tempera"),
-        ({"temperature": 0.5}, "temperature=0.5 does not go with loss=triplet.*are margin"),
-        ({"loss": "supcon", "distance": "euclidean"}, "distance=euclidean does not go with"),
-        ({"loss": "proxy_anchor", "intra_modal": True}, "intra_modal=True does not go with"),
-        ({"loss": "proxy_anchor", "proxy_role": "both_sides"}, "one of its sides are class"),
-        ({"anchor_aware": False, "proxy_role": "beside"}, "proxy_role=beside does nothing without"),
-        ({"anchor_aware": False, "neighbors_from": "other"}, "neighbors_from=other does nothing"),
-    ],
-)
-def test_options_that_contradict_the_loss_raise(options, line):
-    with pytest.raises(ValueError, match=line):
-        ObjectiveOptions(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        ({"margin": np.nan}, "margin must be finite; got nan"),
-        ({"margin": np.float32(np.inf)}, "margin must be finite; got inf"),
-        ({"loss": "ntxent", "temperature": 0.0}, r"temperature must be above 0; got 0\.0"),
-        ({"loss": "circle", "gamma": np.float32(-1)}, r"gamma must be above 0; got -1\.0"),
-        ({"loss": "proxy_anchor", "alpha": 0}, "alpha must be above 0; got 0"),
-        ({"loss": "multi_similarity", "beta": jnp.float32(0)}, "beta must be above 0; got 0"),
-        ({"loss": "multi_similarity", "base": np.nan}, "base must be finite; got nan"),
-        ({"loss": "margin", "beta": -np.inf}, "beta must be finite; got -inf"),
-        ({"attention_temperature": np.float64(0)}, "attention_temperature must be above 0"),
-        ({"label_weight": -1}, "label_weight must be at least 0; got -1"),
-        ({"metric_weight": np.nan}, "metric_weight must be at least 0; got nan"),
-        ({"metric_weight": np.inf}, "metric_weight must be finite; got inf"),
-        ({"label_weight": "1"}, "label_weight must be a real number; got '1'"),
+        ({"temperature": np.float64(0)}, "temperature must be above 0; got 0"),
+        ({"temperature": np.nan}, "temperature must be above 0; got nan"),
         ({"num_neighbors": 0}, "num_neighbors must be an integer of at least 1; got 0$"),
         ({"num_neighbors": 4, "max_neighbors": 3}, "num_neighbors=4 exceeds max_neighbors=3"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused_when_the_options_are_made(options, line):
+def test_numbers_that_cannot_be_are_refused_when_the_proxies_are_described(proxies, line):
     with pytest.raises(ValueError, match=line):
-        ObjectiveOptions(**options)
+        AnchorAware(**proxies)
+
+
+@pytest.mark.parametrize(
+    ("loss", "parameters", "line"),
+    [
+        ("triplet", {"margin": np.nan}, "margin must be finite; got nan"),
+        ("triplet", {"margin": np.float32(np.inf)}, "margin must be finite; got inf"),
+        ("ntxent", {"temperature": 0.0}, r"temperature must be above 0; got 0\.0"),
+        ("circle", {"gamma": np.float32(-1)}, r"gamma must be above 0; got -1\.0"),
+        ("multi_similarity", {"beta": jnp.float32(0)}, "beta must be above 0; got 0"),
+        ("multi_similarity", {"base": np.nan}, "base must be finite; got nan"),
+        ("margin", {"beta": -np.inf}, "beta must be finite; got -inf"),
+    ],
+)
+def test_numbers_that_a_loss_refuses_are_refused(loss, parameters, line):
+    with pytest.raises(ValueError, match=line):
+        parts_of(loss=loss, **parameters)
+
+
+@pytest.mark.parametrize("objective", [aadml_objective, class_proxy_objective])
+@pytest.mark.parametrize(
+    ("weights", "line"),
+    [
+        ({"label_weight": -1}, "label_weight must be at least 0; got -1"),
+        ({"metric_weight": np.nan}, "metric_weight must be at least 0; got nan"),
+        ({"metric_weight": np.inf}, "metric_weight must be finite; got inf"),
+        ({"label_weight": "1"}, "label_weight must be a real number; got '1'"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(objective, weights, line):
+    with pytest.raises(ValueError, match=line):
+        objective(AUDIO, VISUAL, LABELS, **weights)
+
+
+def test_the_alpha_of_proxy_anchor_must_be_above_zero():
+    with pytest.raises(ValueError, match="alpha must be above 0; got 0"):
+        class_proxy_objective(
+            AUDIO, VISUAL, LABELS, metric_loss=metric_loss("proxy_anchor", alpha=0)
+        )
 
 
 def test_the_beta_of_the_margin_loss_is_a_distance_and_may_be_zero():
@@ -259,7 +307,7 @@ def test_a_clip_of_no_class_is_compared_with_nothing(label_loss):
     labels = np.eye(3, dtype=bool)[LABELS]
     labels[2] = False
     _, parts = aadml_objective(
-        AUDIO, VISUAL, labels, options=ObjectiveOptions(label_loss=label_loss, anchor_aware=False)
+        AUDIO, VISUAL, labels, label_loss=LABEL_LOSSES[label_loss], proxies=None
     )
     log_posteriors = AUDIO - np.log(np.exp(AUDIO).sum(axis=1, keepdims=True))
     expected = {
@@ -275,34 +323,37 @@ def test_a_clip_of_no_class_is_compared_with_nothing(label_loss):
     assert float(parts["metric_loss_audio_to_visual"]) == pytest.approx(rows.mean(), rel=1e-5)
 
 
+OF_NTXENT = {"metric_loss": metric_loss("ntxent"), "compare": aa.cosine_similarity}
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("objective", "grows"),
     [
-        {},
-        {"attention": "channel"},
-        {"neighbors_from": "other"},
-        {"distance": "euclidean"},
-        {"loss": "ntxent", "intra_modal": True},
-        {"loss": "proxy_anchor"},
+        (aadml_objective, False),
+        (functools.partial(aadml_objective, proxies=AnchorAware(attention="channel")), False),
+        (functools.partial(aadml_objective, proxies=AnchorAware(neighbors_from="other")), False),
+        (functools.partial(aadml_objective, compare=aa.euclidean_distance), True),
+        (functools.partial(aadml_objective, intra_modal=True, **OF_NTXENT), False),
+        (class_proxy_objective, False),
     ],
+    ids=["default", "channel", "other", "euclidean", "ntxent", "classes"],
 )
 @pytest.mark.parametrize("length", [1e19, 1e30])
-def test_outputs_whose_squares_overflow(length, options):
+def test_outputs_whose_squares_overflow(length, objective, grows):
     # The farther the outputs, the more the loss is that of their limit, times the length.
-    chosen = ObjectiveOptions(**options)
     sides = [x / np.abs(x).max() for x in (AUDIO, VISUAL)]
 
     @jax.jit
     def run(audio, visual):
         def parts(audio):
-            total, parts = aadml_objective(audio, visual, LABELS, options=chosen)
+            total, parts = objective(audio, visual, LABELS)
             return total, parts["metric_loss"]
 
         return jax.value_and_grad(parts, has_aux=True)(audio)
 
     (total, metric), gradient = run(*((x * length).astype(np.float32) for x in sides))
     (_, expected), slope = run(*((x * 1e15).astype(np.float32) for x in sides))
-    by_length = length / 1e15 if options.get("distance") == "euclidean" else 1
+    by_length = length / 1e15 if grows else 1
     assert np.isfinite(total)
     assert float(metric) == pytest.approx(float(expected) * by_length, rel=1e-3, abs=1e-3)
     np.testing.assert_allclose(gradient, slope, rtol=1e-3, atol=1e-6)
@@ -320,23 +371,59 @@ def test_a_class_whose_probability_is_nothing_does_not_break_the_others_cross_en
     assert not np.any(gradient)
 
 
-def test_class_proxies_of_another_shape_raise():
+def test_class_proxies_that_do_not_fit_raise():
+    objective = functools.partial(class_proxy_objective, metric_loss=metric_loss("proxy_anchor"))
     with pytest.raises(ValueError, match=r"class_proxies must be \(3, 3\); got \(3, 2\)"):
-        aadml_objective(
-            AUDIO,
-            VISUAL,
-            LABELS,
-            class_proxies=np.ones((3, 2)),
-            options=ObjectiveOptions(loss="proxy_anchor"),
-        )
-    with pytest.raises(ValueError, match=r"class_proxies are given, but loss='triplet'"):
-        aadml_objective(AUDIO, VISUAL, LABELS, class_proxies=np.ones((3, 3)))
+        objective(AUDIO, VISUAL, LABELS, class_proxies=np.ones((3, 2)))
+    with pytest.raises(ValueError, match="role='both_sides' needs samples on both sides"):
+        objective(AUDIO, VISUAL, LABELS, proxies=AnchorAware(role="both_sides"))
+
+
+def test_any_function_of_distances_and_relevance_is_a_metric_loss():
+    """Mean over the pairs of (d − 1)² if relevant, else |d|³, of a comparison made up here."""
+
+    def compare(anchors, references):
+        return jnp.sum(jnp.abs(anchors[:, None] - references[None]), axis=-1)
+
+    def own_loss(distances, relevance, *, where=None):
+        assert where is None or where.dtype == bool
+        values = jnp.where(relevance, (distances - 1) ** 2, jnp.abs(distances) ** 3)
+        return jnp.mean(values, where=where)
+
+    def own_label_loss(outputs, targets):
+        return jnp.mean(outputs * targets)
+
+    _, parts = aadml_objective(
+        AUDIO,
+        VISUAL,
+        LABELS,
+        metric_loss=own_loss,
+        compare=compare,
+        label_loss=own_label_loss,
+        proxies=None,
+        intra_modal=True,
+    )
+
+    def pairs(a, b, others):
+        for i, j in others:
+            distance = sum(abs(a[i, c] - b[j, c]) for c in range(3))
+            yield (distance - 1) ** 2 if LABELS[i] == LABELS[j] else distance**3
+
+    every = [(i, j) for i in range(7) for j in range(7)]
+    others = [(i, j) for i, j in every if i != j]
+    expected = {
+        "metric_loss_audio_to_visual": np.mean(list(pairs(AUDIO, VISUAL, every))),
+        "metric_loss_visual_to_visual": np.mean(list(pairs(VISUAL, VISUAL, others))),
+        "label_loss_audio": sum(AUDIO[i, LABELS[i]] for i in range(7)) / 21,
+    }
+    for name, value in expected.items():
+        assert float(parts[name]) == pytest.approx(value, rel=1e-5)
 
 
 def test_without_anchor_awareness_the_anchors_are_the_embeddings():
-    parts = parts_of(anchor_aware=False)
+    parts = parts_of(proxies=None)
     assert parts["metric_loss_audio_to_visual"] == pytest.approx(direction(AUDIO, VISUAL), rel=1e-5)
-    assert parts == parts_of(num_neighbors=1)
+    assert parts == parts_of(proxies=AnchorAware(num_neighbors=1))
 
 
 def test_intra_modal_adds_two_directions_without_the_anchors_own_column():
@@ -381,17 +468,21 @@ def test_weights_scale_their_sums():
 
 def test_multi_hot_labels_of_one_class_equal_class_numbers():
     one_hot = np.eye(3, dtype=bool)[LABELS]
-    for label_loss in ("squared", "cross_entropy"):
-        options = ObjectiveOptions(label_loss=label_loss, loss="contrastive")
-        total, _ = aadml_objective(AUDIO, VISUAL, one_hot, options=options)
+    for label_loss in LABEL_LOSSES:
+        total, _ = aadml_objective(
+            AUDIO,
+            VISUAL,
+            one_hot,
+            metric_loss=metric_loss("contrastive"),
+            label_loss=LABEL_LOSSES[label_loss],
+        )
         expected = parts_of(label_loss=label_loss, loss="contrastive")["loss"]
         assert float(total) == pytest.approx(expected, rel=1e-5)
 
 
 def test_multi_hot_cross_entropy_shares_the_target_among_the_classes():
     both = np.array([[1, 1, 0]] * 7)
-    options = ObjectiveOptions(label_loss="cross_entropy")
-    _, parts = aadml_objective(AUDIO, VISUAL, both, options=options)
+    _, parts = aadml_objective(AUDIO, VISUAL, both, metric_loss=metric_loss("triplet"))
     log_posteriors = AUDIO - np.log(np.exp(AUDIO).sum(axis=1, keepdims=True))
     expected = -np.mean((log_posteriors[:, 0] + log_posteriors[:, 1]) / 2)
     assert float(parts["label_loss_audio"]) == pytest.approx(expected, rel=1e-5)
@@ -402,14 +493,15 @@ def test_gradient_equals_finite_differences():
 
         @jax.jit
         def total(audio):
-            return aadml_objective(audio, VISUAL, LABELS)[0]
+            return aadml_objective(audio, VISUAL, LABELS, metric_loss=metric_loss("triplet"))[0]
 
         check_grads(total, (jnp.asarray(AUDIO),), order=1, modes=("fwd", "rev"))
 
 
 def test_margin_can_be_traced():
     def total(margin):
-        return aadml_objective(AUDIO, VISUAL, LABELS, options=ObjectiveOptions(margin=margin))[0]
+        loss = metric_loss("triplet", margin=margin)
+        return aadml_objective(AUDIO, VISUAL, LABELS, metric_loss=loss)[0]
 
     margins = jnp.array([0.1, 1.0])
     values = jax.jit(jax.vmap(total))(margins)
@@ -419,17 +511,11 @@ def test_margin_can_be_traced():
 
 @pytest.mark.parametrize(
     ("field", "known"),
-    [
-        ("loss", "triplet"),
-        ("distance", "cosine"),
-        ("label_loss", "squared"),
-        ("neighbors_from", "own"),
-        ("proxy_role", "in_place"),
-    ],
+    [("attention", "channel"), ("neighbors_from", "own"), ("role", "in_place")],
 )
 def test_unknown_names_raise_and_list_the_known_ones(field, known):
     with pytest.raises(ValueError, match=rf"{field} must be one of .*'{known}'.*got 'nope'"):
-        ObjectiveOptions(**{field: "nope"})
+        AnchorAware(**{field: "nope"})
 
 
 @pytest.mark.parametrize(
@@ -437,4 +523,9 @@ def test_unknown_names_raise_and_list_the_known_ones(field, known):
 )
 def test_shapes_that_do_not_fit_raise(visual_shape, labels_shape):
     with pytest.raises(ValueError, match=r"\(7, "):
-        aadml_objective(AUDIO, np.ones(visual_shape), np.ones(labels_shape, int))
+        aadml_objective(
+            AUDIO,
+            np.ones(visual_shape),
+            np.ones(labels_shape, int),
+            metric_loss=metric_loss("triplet"),
+        )

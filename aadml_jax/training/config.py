@@ -4,14 +4,16 @@ The flags of `experiments.train` and the `config.json` of a run folder are both 
 """
 
 import dataclasses
+import functools
 import math
 import sys
 import types
 import typing
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 from aadml_jax._version import __version__
+from aadml_jax.anchor_aware import ATTENTIONS
 from aadml_jax.data import (
     DATASETS,
     NUM_FOLDS,
@@ -23,14 +25,20 @@ from aadml_jax.data import (
 from aadml_jax.errors import UserError
 from aadml_jax.metrics import SIMILARITIES
 from aadml_jax.objective import (
-    DISTANCES,
-    LABEL_LOSSES,
-    LOSS_PARAMETERS,
-    METRIC_LOSSES,
     NEIGHBORS_FROM,
     PROXY_ROLES,
-    ObjectiveOptions,
-    conflict,
+    AnchorAware,
+    Objective,
+    aadml_objective,
+    class_proxy_objective,
+)
+from aadml_jax.training.named_losses import (
+    DISTANCES,
+    LABEL_LOSSES,
+    NAMED_LOSSES,
+    compared_by,
+    flag_defaults,
+    named_loss,
 )
 from aadml_jax.training.parallel import MODES
 
@@ -46,6 +54,10 @@ _FLOATS = (
     "weight_decay",
     "attention_temperature",
 )
+# Parameters of losses with flags of their own; the others are in `loss_parameters`.
+_OWN_FLAGS = ("margin", "temperature")
+# Fields of versions before `loss_parameters`, in which each parameter had one.
+_FORMER_PARAMETERS = ("alpha", "beta", "base", "gamma")
 _STORED_REMEDY = "restore config.json from a copy, or use another --workdir"
 _PAPER_MARGIN = 1.0
 _PAPER_PRESET = {"label_loss": "squared", "similarity": "cosine"}
@@ -62,14 +74,15 @@ def _setting(default: Any, help_text: str, **metadata: Any) -> Any:
 
 
 def _loss_parameter(name: str, what: str) -> Any:
-    defaults = ", ".join(
-        f"{loss} {entry.parameters[name]:g}"
-        for loss, entry in METRIC_LOSSES.items()
-        if name in entry.parameters
-    )
-    help_text = f"{name} of the metric loss, {what}; default {defaults}"
+    help_text = f"{name} of the metric loss, {what}; default {flag_defaults(name)}"
     # The first version had a margin, and no loss with any other parameter.
     return _setting(None, help_text, **({} if name == "margin" else {"before": None}))
+
+
+def _other_defaults() -> str:
+    """Of the parameters without flags of their own, the values that each loss has."""
+    names = dict.fromkeys(name for loss in NAMED_LOSSES.values() for name in loss.parameters)
+    return "; ".join(f"{name} of {flag_defaults(name)}" for name in names if name not in _OWN_FLAGS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +170,15 @@ class TrainConfig:
     seed: int = _setting(
         0, "seed of initialisation, shuffling and dropout; generated data stay the same"
     )
-    loss: str = _setting("triplet", "metric loss", choices=tuple(METRIC_LOSSES))
+    loss: str = _setting("triplet", "metric loss", choices=NAMED_LOSSES)
     margin: float | None = _loss_parameter("margin", "in units of the distance or similarity")
     temperature: float | None = _loss_parameter("temperature", "above 0")
-    alpha: float | None = _loss_parameter("alpha", "above 0")
-    beta: float | None = _loss_parameter("beta", "a scale above 0, or a distance")
-    base: float | None = _loss_parameter("base", "a similarity")
-    gamma: float | None = _loss_parameter("gamma", "above 0")
+    loss_parameters: Mapping[str, float] | None = _setting(
+        None,
+        "other parameters of the metric loss, such as alpha=2,beta=50; default "
+        f"{_other_defaults()}",
+        before=None,
+    )
     class_proxies: str = _setting(
         "one_hot",
         "class vectors of --loss=proxy_anchor: fixed one-hot, or learned, starting from one-hot",
@@ -175,7 +190,7 @@ class TrainConfig:
         3, "k of the correlation graph, the anchor itself counted; 1 is the method without AA"
     )
     attention: str = _setting(
-        "neighbor", "reading of the anchor-aware attention", choices=("neighbor", "channel")
+        "neighbor", "reading of the anchor-aware attention", choices=ATTENTIONS
     )
     same_class: bool = _setting(True, "only samples of the anchor's class can be neighbours")
     attention_temperature: float = _setting(
@@ -197,14 +212,12 @@ class TrainConfig:
         choices=PROXY_ROLES,
         before="in_place",
     )
-    distance: str = _setting(
-        "cosine", "distance that the metric loss sees", choices=tuple(DISTANCES)
-    )
+    distance: str = _setting("cosine", "distance that the metric loss sees", choices=DISTANCES)
     intra_modal: bool = _setting(
         False, "add the audio-to-audio and visual-to-visual directions to the metric loss"
     )
     label_loss: str = _setting(
-        "cross_entropy", "loss that ties the outputs to the labels", choices=tuple(LABEL_LOSSES)
+        "cross_entropy", "loss that ties the outputs to the labels", choices=LABEL_LOSSES
     )
     label_weight: float = _setting(1.0, "factor of the label loss")
     metric_weight: float = _setting(1.0, "factor of the metric loss")
@@ -294,11 +307,41 @@ class TrainConfig:
         per_process=True,
     )
 
-    def objective_options(self) -> ObjectiveOptions:
-        """The part that `aadml_objective` needs."""
-        own = {field.name for field in dataclasses.fields(self)}
-        names = [field.name for field in dataclasses.fields(ObjectiveOptions)]
-        return ObjectiveOptions(**{name: getattr(self, name) for name in names if name in own})
+    def chosen_parameters(self) -> dict[str, Any]:
+        """The parameters of the metric loss that are set, by name."""
+        own = {name: getattr(self, name) for name in _OWN_FLAGS}
+        set_here = {name: value for name, value in own.items() if value is not None}
+        return set_here | (self.loss_parameters or {})
+
+    def objective(self, *, max_neighbors: int | None = None) -> Objective:
+        """The objective that the configuration names.
+
+        Args:
+          max_neighbors: the largest k, where `num_neighbors` is traced.
+        """
+        proxies = None
+        if self.anchor_aware:
+            proxies = AnchorAware(
+                num_neighbors=self.num_neighbors,
+                attention=self.attention,
+                same_class=self.same_class,
+                temperature=self.attention_temperature,
+                neighbors_from=self.neighbors_from,
+                neighbor_gradient=self.neighbor_gradient,
+                role=self.proxy_role,
+                max_neighbors=max_neighbors,
+            )
+        made_of = {
+            "metric_loss": named_loss(self.loss, self.chosen_parameters()),
+            "compare": compared_by(self.loss, self.distance),
+            "label_loss": LABEL_LOSSES[self.label_loss],
+            "proxies": proxies,
+            "label_weight": self.label_weight,
+            "metric_weight": self.metric_weight,
+        }
+        if NAMED_LOSSES[self.loss].on_class_proxies:
+            return functools.partial(class_proxy_objective, **made_of)
+        return functools.partial(aadml_objective, intra_modal=self.intra_modal, **made_of)
 
 
 def resumable_fields() -> frozenset[str]:
@@ -320,7 +363,8 @@ def config_from_json(values: Any, versions: Any = None) -> TrainConfig:
     """The configuration stored by `dataclasses.asdict` as JSON.
 
     A field that the version which stored it did not know gets the value of what that version did,
-    or its default if it changes no result.
+    or its default if it changes no result. Fields of an older version that became
+    `loss_parameters` are taken there.
 
     Args:
       values: field names and values; lists stand for tuples.
@@ -336,6 +380,7 @@ def config_from_json(values: Any, versions: Any = None) -> TrainConfig:
         )
     writer = versions.get("aadml_jax") if isinstance(versions, dict) else None
     said = f"by aadml_jax {writer}" if writer else "by another version of aadml_jax"
+    values = _with_loss_parameters(values)
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
     if unknown := ", ".join(sorted(set(values) - fields.keys())):
         raise UserError(
@@ -370,6 +415,19 @@ def config_from_json(values: Any, versions: Any = None) -> TrainConfig:
     return config
 
 
+def _with_loss_parameters(values: dict[str, Any]) -> dict[str, Any]:
+    """Of a configuration with a field for each parameter of a loss, those that are set, as one.
+
+    {"loss": "circle", "alpha": null, "gamma": 1.0}  →  {"loss": "circle", "loss_parameters":
+    {"gamma": 1.0}}; where none is set, there are no `loss_parameters`.
+    """
+    if "loss_parameters" in values:
+        return values
+    kept = {name: value for name, value in values.items() if name not in _FORMER_PARAMETERS}
+    former = {name: values[name] for name in _FORMER_PARAMETERS if values.get(name) is not None}
+    return kept | ({"loss_parameters": former} if former else {})
+
+
 def _value_without(field: dataclasses.Field, said: str) -> Any:
     """What a field means in a configuration that does not have it."""
     if "before" in field.metadata:
@@ -390,6 +448,11 @@ def _is_of_type(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is tuple:
         (item, _) = typing.get_args(hint)
         return isinstance(value, tuple) and all(_is_of_type(each, item) for each in value)
+    if typing.get_origin(hint) is Mapping:
+        (key, item) = typing.get_args(hint)
+        return isinstance(value, Mapping) and all(
+            _is_of_type(name, key) and _is_of_type(each, item) for name, each in value.items()
+        )
     if hint is float and type(value) is int:
         return abs(value) <= sys.float_info.max
     if hint in (int, float):
@@ -440,7 +503,7 @@ def check(config: TrainConfig) -> None:
     ):
         value = getattr(config, name)
         require(name, value is None or value >= 1, "at least 1")
-    for name in (*LOSS_PARAMETERS, *_FLOATS):
+    for name in (*_OWN_FLAGS, *_FLOATS):
         value = getattr(config, name)
         require(name, value is None or math.isfinite(value), "finite")
     for name in ("label_weight", "metric_weight", "weight_decay"):
@@ -459,14 +522,9 @@ def check(config: TrainConfig) -> None:
             "leave it out"
         )
     require("hidden_sizes", all(size >= 1 for size in config.hidden_sizes), "positive numbers")
-    if contradiction := conflict(config):
-        raise UserError(f"--{contradiction}")
-    # The margin loss's beta is a distance; all the others divide or multiply exponents.
-    for name in ("temperature", "alpha", "gamma", *(() if config.loss == "margin" else ("beta",))):
-        value = getattr(config, name)
-        require(name, value is None or value > 0, "above 0")
-    if config.class_proxies != "one_hot" and not METRIC_LOSSES[config.loss].on_class_proxies:
-        losses = [name for name, entry in METRIC_LOSSES.items() if entry.on_class_proxies]
+    _check_loss(config)
+    if config.class_proxies != "one_hot" and not NAMED_LOSSES[config.loss].on_class_proxies:
+        losses = [name for name, entry in NAMED_LOSSES.items() if entry.on_class_proxies]
         raise UserError(
             f"--class_proxies={config.class_proxies} needs a loss on class proxies: "
             f"--loss={' or '.join(losses)}"
@@ -482,6 +540,43 @@ def check(config: TrainConfig) -> None:
         require("process_id", 0 <= config.process_id < config.num_processes, what)
     if config.label_weight == config.metric_weight == 0:
         raise UserError("--label_weight=0 and --metric_weight=0 leave nothing to train")
+
+
+def _check_loss(config: TrainConfig) -> None:
+    """Checks the metric loss's parameters, and what does not go with it."""
+    chosen = NAMED_LOSSES[config.loss]
+    in_parameters = sorted(set(config.loss_parameters or ()) & set(_OWN_FLAGS))
+    if in_parameters:
+        name = in_parameters[0]
+        raise UserError(
+            f"--loss_parameters={name}={config.loss_parameters[name]:g} has a flag of its own; set "
+            f"--{name}"
+        )
+    for name, value in config.chosen_parameters().items():
+        flag = f"{name}={value}" if name in _OWN_FLAGS else f"loss_parameters={name}={value:g}"
+        if name not in chosen.parameters:
+            raise UserError(
+                f"--{flag} does not go with loss={config.loss}: its parameters are "
+                f"{', '.join(chosen.parameters)}"
+            )
+        try:
+            named_loss(config.loss, {name: value})
+        except ValueError as error:
+            raise UserError(f"--{flag} does not suit loss={config.loss}: {error}") from error
+    culprit = None
+    if chosen.on_similarities and config.distance != "cosine":
+        culprit, reason = "distance", "it compares cosine similarities"
+    if chosen.on_class_proxies and config.intra_modal:
+        culprit, reason = "intra_modal", "it compares samples with class proxies"
+    if chosen.on_class_proxies and config.proxy_role == "both_sides":
+        culprit, reason = "proxy_role", "one of its sides are class proxies"
+    if culprit is not None:
+        raise UserError(
+            f"--{culprit}={getattr(config, culprit)} does not go with loss={config.loss}: {reason}"
+        )
+    for name, default in (("proxy_role", "in_place"), ("neighbors_from", "own")):
+        if not config.anchor_aware and getattr(config, name) != default:
+            raise UserError(f"--{name}={getattr(config, name)} does nothing without anchor_aware")
 
 
 def apply_presets(config: TrainConfig, explicit: Set[str]) -> TrainConfig:
@@ -546,5 +641,13 @@ def resolve(config: TrainConfig, num_train: int) -> TrainConfig:
         config,
         epochs=config.epochs or dataset_spec(config.dataset).default_epochs,
         batch_size=config.batch_size or default_batch_size,
-        **config.objective_options().loss_parameters(),
+        **_resolved_parameters(config),
     )
+
+
+def _resolved_parameters(config: TrainConfig) -> dict[str, Any]:
+    """All parameters of the chosen loss, in the fields that hold them."""
+    values = NAMED_LOSSES[config.loss].parameters | config.chosen_parameters()
+    own = {name: value for name, value in values.items() if name in _OWN_FLAGS}
+    others = {name: value for name, value in values.items() if name not in _OWN_FLAGS}
+    return own | {"loss_parameters": others or None}

@@ -211,7 +211,7 @@ class _Run:
             },
         )
         train_step = make_train_step(
-            self.model, build_optimizer(config), config.objective_options(), placement
+            self.model, build_optimizer(config), config.objective(), placement
         )
         common = {
             "batch_size": config.batch_size,

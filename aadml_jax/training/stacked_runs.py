@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from aadml_jax._arrays import Array
 from aadml_jax._random import fixed_generator, seed_key
 from aadml_jax.metrics import cross_modal_report
-from aadml_jax.objective import ObjectiveOptions, aadml_objective
+from aadml_jax.objective import Objective
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import outputs_in_blocks
 from aadml_jax.training.held_data import HeldData
@@ -38,10 +38,7 @@ from aadml_jax.training.step import Batch, begin_epoch, epoch_order, make_train_
 _IN_OBJECTIVE = (
     "margin",
     "temperature",
-    "alpha",
-    "beta",
-    "base",
-    "gamma",
+    "loss_parameters",
     "num_neighbors",
     "attention_temperature",
     "label_weight",
@@ -81,7 +78,8 @@ def kind_of(config: TrainConfig) -> str:
     """What the runs of a program have in common."""
     fields = dataclasses.asdict(config)
     for name in VARYING:
-        fields[name] = fields[name] is None  # a loss has the parameter or not
+        value = fields[name]  # a loss has the parameter or not
+        fields[name] = sorted(value) if isinstance(value, dict) else value is None
     return json.dumps(fields, sort_keys=True)
 
 
@@ -119,11 +117,7 @@ class StackedRuns:
         self.keys = jax.tree.map(
             lambda *keys: jnp.stack(keys), *(run_keys(config.seed) for config in self.configs)
         )
-        self.values = {
-            name: jnp.asarray([getattr(config, name) for config in self.configs])
-            for name in VARYING[1:]
-            if len({getattr(config, name) for config in self.configs}) > 1
-        }
+        self.values = _values_that_vary(self.configs)
         self.axes = TrainState(
             step=P(), params=P(_AXIS), opt_state=P(_AXIS), epoch_sums=P(_AXIS), standardization=P()
         )
@@ -143,13 +137,18 @@ class StackedRuns:
             donate_argnums=3,
         )
 
-    def _options(self, values: dict[str, Array]) -> ObjectiveOptions:
+    def _objective(self, values: dict[str, Any]) -> Objective:
         """A run's objective, from its share of the values that vary."""
-        in_objective = {name: values[name] for name in _IN_OBJECTIVE if name in values}
-        if "num_neighbors" in in_objective:
+        changes = {name: values[name] for name in _IN_OBJECTIVE if name in values}
+        if "loss_parameters" in changes:
+            changes["loss_parameters"] = {
+                **self.config.loss_parameters,
+                **changes["loss_parameters"],
+            }
+        most = None
+        if "num_neighbors" in changes:
             most = max(config.num_neighbors for config in self.configs)
-            in_objective["max_neighbors"] = most
-        return dataclasses.replace(self.config.objective_options(), **in_objective)
+        return dataclasses.replace(self.config, **changes).objective(max_neighbors=most)
 
     @functools.cached_property
     def _losses(self) -> Callable[..., Array]:
@@ -157,18 +156,16 @@ class StackedRuns:
         size = self.config.batch_size
 
         def of_run(
-            values: dict[str, Array], outputs: tuple[Array, Array], params: Any, labels: Array
+            values: dict[str, Any], outputs: tuple[Array, Array], params: Any, labels: Array
         ) -> Array:
             num_rows = len(labels)
             batch = min(size, num_rows)
             with fixed_generator():
                 order = jax.random.permutation(seed_key(0), num_rows)
             order = order[: num_rows // batch * batch].reshape(-1, batch)
-            objective = functools.partial(
-                aadml_objective,
-                class_proxies=params.get("class_proxies"),
-                options=self._options(values),
-            )
+            objective = self._objective(values)
+            if "class_proxies" in params:
+                objective = functools.partial(objective, class_proxies=params["class_proxies"])
             return jnp.mean(
                 jax.lax.map(
                     lambda rows: objective(*(array[rows] for array in (*outputs, labels)))[0], order
@@ -189,7 +186,7 @@ class StackedRuns:
         self,
         rows: Batch,
         keys: Any,
-        values: dict[str, Array],
+        values: dict[str, Any],
         state: TrainState,
         num_steps: Array,
     ) -> TrainState:
@@ -197,7 +194,7 @@ class StackedRuns:
             values.get("learning_rate", self.config.learning_rate),
             values.get("weight_decay", self.config.weight_decay),
         )
-        train_step = make_train_step(self.model, optimizer, self._options(values))
+        train_step = make_train_step(self.model, optimizer, self._objective(values))
         order = epoch_order(keys, state.step // self.steps_per_epoch, self.data.num_train)
         size = self.config.batch_size
 
@@ -311,6 +308,30 @@ class StackedRuns:
             )
             for name, probe in probes.items()
         }
+
+
+def _values_that_vary(configs: Sequence[TrainConfig]) -> dict[str, Any]:
+    """Of each field of `VARYING` but the seed in which the runs differ, their values, stacked."""
+
+    def stacked(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        return {
+            name: jnp.asarray(column) for name, column in columns.items() if len(set(column)) > 1
+        }
+
+    own = stacked(
+        {
+            name: [getattr(config, name) for config in configs]
+            for name in VARYING[1:]
+            if name != "loss_parameters"
+        }
+    )
+    parameters = stacked(
+        {
+            name: [config.loss_parameters[name] for config in configs]
+            for name in configs[0].loss_parameters or ()
+        }
+    )
+    return own | ({"loss_parameters": parameters} if parameters else {})
 
 
 def _as_json(report: Any) -> Any:

@@ -11,7 +11,6 @@ from aadml_jax._arrays import Array
 from aadml_jax._random import fixed_generator, seed_key
 from aadml_jax.data import FeatureStandardization
 from aadml_jax.models import TwoTowers, fixed_draws
-from aadml_jax.objective import aadml_objective
 from aadml_jax.training.config import TrainConfig
 
 _TOWERS = ("audio", "visual")
@@ -151,6 +150,5 @@ def _zero_parts(config: TrainConfig, num_classes: int) -> dict[str, Array]:
     """A zero for each part of the objective."""
     outputs = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
-    objective = functools.partial(aadml_objective, options=config.objective_options())
-    _, parts = jax.eval_shape(objective, outputs, outputs, labels)
+    _, parts = jax.eval_shape(config.objective(), outputs, outputs, labels)
     return {name: jnp.zeros(part.shape, part.dtype) for name, part in parts.items()}

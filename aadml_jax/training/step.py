@@ -11,7 +11,7 @@ import optax
 from aadml_jax._arrays import Array, check_count, rows_of_share
 from aadml_jax._random import fixed_generator
 from aadml_jax.models import TwoTowers
-from aadml_jax.objective import ObjectiveOptions, aadml_objective
+from aadml_jax.objective import Objective
 from aadml_jax.training.parallel import Placement, one_device
 from aadml_jax.training.state import RunKeys, TrainState
 
@@ -30,7 +30,7 @@ TrainStep = Callable[[TrainState, Batch, Array], TrainState]
 def make_train_step(
     model: TwoTowers,
     optimizer: optax.GradientTransformation,
-    options: ObjectiveOptions,
+    objective: Objective,
     placement: Placement | None = None,
 ) -> TrainStep:
     """A pure function `train_step(state, batch, dropout_key)` that returns the next state.
@@ -40,7 +40,7 @@ def make_train_step(
     Args:
       model: the towers.
       optimizer: applied to the objective's gradient.
-      options: of the objective.
+      objective: of the outputs, see `Objective`.
       placement: over the devices; default one. Where it has an `axis_name`, the step takes a
         device's share of the batch, in order, and returns the next state of the whole batch.
     """
@@ -49,12 +49,11 @@ def make_train_step(
     def objective_of_outputs(
         outputs: Batch, class_proxies: Array | None, *, axis_name: str | None
     ) -> tuple[Array, dict[str, Array]]:
-        return aadml_objective(
-            *outputs, class_proxies=class_proxies, options=options, axis_name=axis_name
-        )
+        learned = {} if class_proxies is None else {"class_proxies": class_proxies}
+        return objective(*outputs, axis_name=axis_name, **learned)
 
     def train_step(state: TrainState, batch: Batch, dropout_key: Array) -> TrainState:
-        def objective(params: dict) -> tuple[Array, dict[str, Array]]:
+        def objective_of_params(params: dict) -> tuple[Array, dict[str, Array]]:
             audio, visual = model.apply(
                 {"params": params},
                 batch.audio,
@@ -66,7 +65,7 @@ def make_train_step(
             outputs = Batch(audio, visual, batch.labels)
             return placement.over_shares(objective_of_outputs, outputs, params.get("class_proxies"))
 
-        (_, parts), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+        (_, parts), gradient = jax.value_and_grad(objective_of_params, has_aux=True)(state.params)
         if placement.axis_name is not None:
             gradient = jax.lax.pmean(gradient, placement.axis_name)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 
 import pytest
 from absl import flags
@@ -20,6 +21,9 @@ class Config:
     enabled: bool = dataclasses.field(default=True, metadata={"help": "a switch"})
     maybe: bool | None = dataclasses.field(default=None, metadata={"help": "a choice"})
     sizes: tuple[int, ...] = dataclasses.field(default=(4, 2), metadata={"help": "sizes"})
+    numbers: Mapping[str, float] | None = dataclasses.field(
+        default=None, metadata={"help": "numbers by name"}
+    )
 
 
 @pytest.fixture
@@ -52,11 +56,25 @@ def test_without_flags_the_config_has_its_own_defaults(parse):
     assert parse() == (Config(), frozenset())
 
 
+@pytest.mark.parametrize("value", ["2", "alpha", "alpha=x", "alpha=nan", "2=2", "a=1,a=2", "a=1,"])
+def test_named_numbers_of_another_form_are_refused(parse, value):
+    with pytest.raises(flags.IllegalFlagValueError, match=r"numbers.*such as alpha=2,beta=50"):
+        parse(f"--numbers={value}")
+
+
 def test_flags_have_the_fields_types(parse):
     config, explicit = parse(
-        "--name=x", "--kind=b", "--count=3", "--rate=2", "--noenabled", "--maybe", "--sizes=8,9"
+        "--name=x",
+        "--kind=b",
+        "--count=3",
+        "--rate=2",
+        "--noenabled",
+        "--maybe",
+        "--sizes=8,9",
+        "--numbers=alpha=2, beta=-5e-1",
     )
-    assert config == Config("x", "b", 3, 2.0, False, True, (8, 9))
+    numbers = {"alpha": 2.0, "beta": -0.5}
+    assert config == Config("x", "b", 3, 2.0, False, True, (8, 9), numbers)
     assert explicit == {field.name for field in dataclasses.fields(Config)}
 
 

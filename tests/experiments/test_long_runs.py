@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from aadml_jax.objective import METRIC_LOSSES
+from aadml_jax.training.named_losses import NAMED_LOSSES
 
 pytestmark = pytest.mark.full
 
@@ -24,7 +24,7 @@ def train(folder, *flags):
     return json.loads((folder / "result.json").read_text())
 
 
-@pytest.mark.parametrize("loss", METRIC_LOSSES)
+@pytest.mark.parametrize("loss", NAMED_LOSSES)
 def test_every_loss_learns_to_retrieve(tmp_path, loss):
     # Without labels to hold on to, the hardest of many noisy triplets lead to collapse.
     label_weight = 1 if loss == "hard_triplet" else 0

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from running import run
 
-from aadml_jax.objective import METRIC_LOSSES
 from aadml_jax.reports.page import Report
 from aadml_jax.training.config import TrainConfig, check, resolve
+from aadml_jax.training.named_losses import NAMED_LOSSES
 from aadml_jax.training.sweep import RunHistory, programs
 from experiments.reproduction_runs import loss_runs, plain, resolved_by_seed, with_loss
 from experiments.reproductions import REPRODUCTIONS, References
@@ -115,7 +115,7 @@ def test_training_curves_are_of_both_sets(pages):
 def test_every_loss_is_compared_with_itself(pages):
     histories, tables, _ = pages["losses"]
     records = tables["Mean MAP of both directions"]["records"]
-    assert [record["loss"] for record in records] == list(METRIC_LOSSES)
+    assert [record["loss"] for record in records] == list(NAMED_LOSSES)
     record = records[3]
     loss = record["loss"]
     expected = np.subtract(
@@ -168,7 +168,7 @@ def test_a_loss_keeps_what_it_has_and_takes_its_own_defaults():
     assert with_loss(base, "contrastive").margin == 0.4
     assert with_loss(base, "contrastive").distance == "euclidean"
     proxy_anchor = resolve(with_loss(base, "proxy_anchor"), 500)
-    assert (proxy_anchor.margin, proxy_anchor.alpha) == (0.4, 4.0)
+    assert (proxy_anchor.margin, proxy_anchor.loss_parameters) == (0.4, {"alpha": 4.0})
     assert (proxy_anchor.distance, proxy_anchor.intra_modal) == ("cosine", False)
     assert resolve(with_loss(TrainConfig(), "margin"), 500).margin == 0.25
     assert plain(TrainConfig(attention="channel")).num_neighbors == 1

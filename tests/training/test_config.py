@@ -1,12 +1,16 @@
 """The configuration: defaults of the contract, resolution, and one clear line for bad values."""
 
 import dataclasses
+import functools
+import inspect
 import json
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import aadml_jax as aa
 from aadml_jax.data import (
     SYNTHETIC,
     PairedFeatures,
@@ -16,9 +20,9 @@ from aadml_jax.data import (
     with_train_fraction,
 )
 from aadml_jax.errors import UserError
-from aadml_jax.objective import LOSS_PARAMETERS, ObjectiveOptions
 from aadml_jax.training import config as configuration
 from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.named_losses import NAMED_LOSSES, NamedLoss
 
 
 def test_defaults():
@@ -38,10 +42,67 @@ def test_defaults():
     assert (config.learning_rate, config.eval_every, config.seed) == (1e-4, 10, 0)
 
 
-def test_every_field_has_help_and_objective_options_are_fields():
+def test_every_field_has_help():
     assert all(field.metadata["help"] for field in dataclasses.fields(TrainConfig))
-    options = TrainConfig(margin=0.3, intra_modal=True).objective_options()
-    assert (options.margin, options.intra_modal) == (0.3, True)
+
+
+def test_the_objective_is_made_of_what_the_configuration_says():
+    outputs = np.random.default_rng(0).normal(size=(2, 6, 3))
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    config = TrainConfig(
+        loss="margin",
+        margin=0.4,
+        loss_parameters={"beta": 0.6},
+        distance="euclidean",
+        intra_modal=True,
+        num_neighbors=2,
+        attention="channel",
+        label_loss="squared",
+        label_weight=0.5,
+        metric_weight=2.0,
+    )
+    actual, parts = config.objective()(*outputs, labels)
+    expected, _ = aa.aadml_objective(
+        *outputs,
+        labels,
+        metric_loss=functools.partial(aa.margin_loss, margin=0.4, beta=0.6),
+        compare=aa.euclidean_distance,
+        label_loss=aa.squared_label_loss,
+        proxies=aa.AnchorAware(num_neighbors=2, attention="channel"),
+        intra_modal=True,
+        label_weight=0.5,
+        metric_weight=2.0,
+    )
+    assert float(actual) == float(expected)
+    assert "metric_loss_audio_to_audio" in parts
+    plain = dataclasses.replace(config, anchor_aware=False).objective()(*outputs, labels)[0]
+    assert float(plain) != float(expected)
+
+
+@pytest.mark.parametrize("loss", ["triplet", "proxy_anchor"])
+def test_the_objectives_own_losses_are_those_of_training(loss):
+    objective = TrainConfig(loss=loss).objective()
+    default = inspect.signature(objective.func).parameters["metric_loss"].default
+    trained = objective.keywords["metric_loss"]
+    assert (default.func, default.keywords) == (trained.func, trained.keywords)
+
+
+def test_a_loss_is_added_by_one_entry(monkeypatch):
+    def relevant_mean(similarities, relevance, *, sharpness, where=None):
+        return jnp.mean(sharpness * jnp.where(relevance, 1 - similarities, similarities))
+
+    entry = NamedLoss(relevant_mean, {"sharpness": 3.0}, on_similarities=True)
+    monkeypatch.setitem(NAMED_LOSSES, "relevant_mean", entry)
+    config = TrainConfig(loss="relevant_mean", anchor_aware=False, label_weight=0.0)
+    configuration.check(config)
+    resolved = configuration.resolve(config, 500)
+    assert (resolved.margin, resolved.loss_parameters) == (None, {"sharpness": 3.0})
+    changed = dataclasses.replace(config, loss_parameters={"sharpness": 5.0})
+    one_hot, labels = np.eye(2), np.array([0, 1])
+    for run, sharpness in ((resolved, 3.0), (changed, 5.0)):
+        # The cosine of one-hot vectors is the relevance, so either term is 0 or the sharpness.
+        total, _ = run.objective()(one_hot, one_hot[::-1], labels)
+        assert float(total) == pytest.approx(2 * sharpness)
 
 
 @pytest.mark.parametrize(
@@ -68,20 +129,41 @@ def test_explicit_values_win():
 )
 def test_each_loss_has_parameters_of_its_own(loss, own):
     config = configuration.resolve(TrainConfig(loss=loss), 2000)
-    assert {n: getattr(config, n) for n in LOSS_PARAMETERS} == dict.fromkeys(LOSS_PARAMETERS) | own
+    assert config.chosen_parameters() == own
+    flags = {name: own.get(name) for name in ("margin", "temperature")}
+    assert {name: getattr(config, name) for name in flags} == flags
     changed = {name: value / 2 for name, value in own.items()}
-    assert configuration.resolve(TrainConfig(loss=loss, **changed), 2000).objective_options() == (
-        ObjectiveOptions(loss=loss, **changed)
-    )
+    others = {name: value for name, value in changed.items() if name not in flags}
+    with_flags = {name: value for name, value in changed.items() if name in flags}
+    config = TrainConfig(loss=loss, **with_flags, loss_parameters=others or None)
+    assert configuration.resolve(config, 2000).chosen_parameters() == changed
 
 
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
         ({"loss": "ntxent", "margin": 0.5}, "--margin=0.5 does not go with loss=ntxent: its"),
-        ({"loss": "circle", "gamma": 0.0}, "--gamma=0.0 must be above 0"),
-        ({"loss": "multi_similarity", "beta": -1.0}, "--beta=-1.0 must be above 0"),
-        ({"loss": "ntxent", "temperature": 0.0}, "--temperature=0.0 must be above 0"),
+        (
+            {"loss": "circle", "loss_parameters": {"gamma": 0.0}},
+            "--loss_parameters=gamma=0 does not suit loss=circle: .*above 0",
+        ),
+        (
+            {"loss": "multi_similarity", "loss_parameters": {"beta": -1.0}},
+            "--loss_parameters=beta=-1 does not suit loss=multi_similarity: .*above 0",
+        ),
+        (
+            {"loss_parameters": {"beta": 1.0}},
+            "--loss_parameters=beta=1 does not go with loss=triplet: its parameters are margin",
+        ),
+        ({"loss_parameters": {"margin": 1.0}}, "--loss_parameters=margin=1 has a flag of its own"),
+        (
+            {"loss": "ntxent", "temperature": 0.0},
+            "--temperature=0.0 does not suit loss=ntxent: .*above 0",
+        ),
+        ({"loss": "proxy_anchor", "intra_modal": True}, "--intra_modal=True does not go with"),
+        ({"loss": "proxy_anchor", "proxy_role": "both_sides"}, "one of its sides are class"),
+        ({"anchor_aware": False, "proxy_role": "beside"}, "proxy_role=beside does nothing without"),
+        ({"anchor_aware": False, "neighbors_from": "other"}, "neighbors_from=other does nothing"),
         ({"loss": "supcon", "distance": "euclidean"}, "--distance=euclidean does not go with"),
         ({"class_proxies": "learned"}, "--class_proxies=learned needs .* --loss=proxy_anchor"),
     ],
@@ -92,7 +174,7 @@ def test_settings_that_contradict_the_loss_are_named(settings, line):
 
 
 def test_beta_of_the_margin_loss_is_a_distance_and_may_be_zero():
-    configuration.check(TrainConfig(loss="margin", beta=0.0))
+    configuration.check(TrainConfig(loss="margin", loss_parameters={"beta": 0.0}))
 
 
 def test_a_batch_larger_than_the_data_is_an_error():
@@ -185,7 +267,9 @@ def test_nothing_to_train_is_an_error():
 
 
 def test_configuration_survives_json():
-    config = TrainConfig(hidden_sizes=(8, 9), epochs=3, margin=0.1)
+    config = TrainConfig(
+        loss="margin", hidden_sizes=(8, 9), epochs=3, margin=0.1, loss_parameters={"beta": 0.5}
+    )
     stored = json.loads(json.dumps(dataclasses.asdict(config)))
     assert configuration.config_from_json(stored) == config
 
@@ -228,10 +312,7 @@ BEFORE = {
     "split_seed": 0,
     "paper": False,
     "temperature": None,
-    "alpha": None,
-    "beta": None,
-    "base": None,
-    "gamma": None,
+    "loss_parameters": None,
     "class_proxies": "one_hot",
     "attention_temperature": 1.0,
     "neighbors_from": "own",
@@ -284,6 +365,10 @@ def test_a_field_of_a_newer_version_is_named():
         ("loss", None),
         ("loss", {"name": "triplet"}),
         ("data_dir", 3),
+        ("loss_parameters", 2.0),
+        ("loss_parameters", [2.0]),
+        ("loss_parameters", {"beta": "2"}),
+        ("loss_parameters", {"beta": None}),
     ],
 )
 def test_a_stored_value_of_another_type_is_named(field, value):
@@ -298,6 +383,40 @@ def test_a_stored_value_of_another_type_is_named(field, value):
 def test_a_stored_value_out_of_range_is_named(field, value):
     with pytest.raises(UserError, match=f"cannot be used \\(--{field}=.*restore config.json"):
         configuration.config_from_json(stored(**{field: value}))
+
+
+# Of a version with a field for each parameter, which also stored those of other losses as null.
+FORMER = {"alpha": None, "beta": None, "base": None, "gamma": None}
+
+
+@pytest.mark.parametrize(
+    ("former", "parameters"),
+    [
+        ({"loss": "triplet", "margin": 0.3}, None),
+        ({"loss": "circle", "margin": 0.4, "gamma": 2.0}, {"gamma": 2.0}),
+        (
+            {"loss": "multi_similarity", "alpha": 2.0, "beta": 50, "base": 0.5},
+            {"alpha": 2.0, "beta": 50, "base": 0.5},
+        ),
+    ],
+)
+def test_parameters_that_had_fields_of_their_own_become_loss_parameters(former, parameters):
+    values = stored(**FORMER) | former
+    del values["loss_parameters"]
+    config = configuration.config_from_json(values)
+    assert config.loss_parameters == parameters
+    assert config.margin == former.get("margin")
+    resolved = configuration.resolve(config, 1000)  # as it was stored: no default is missing
+    assert resolved.chosen_parameters() == config.chosen_parameters()
+
+
+def test_a_former_parameter_that_cannot_be_is_named():
+    values = stored(**FORMER) | {"loss": "circle", "gamma": -1.0}
+    del values["loss_parameters"]
+    with pytest.raises(UserError, match=r"cannot be used \(--loss_parameters=gamma=-1 .*above 0"):
+        configuration.config_from_json(values)
+    with pytest.raises(UserError, match="does not know its field alpha"):
+        configuration.config_from_json(stored(alpha=2.0))
 
 
 def test_a_whole_number_may_stand_for_a_float():

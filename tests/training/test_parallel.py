@@ -13,9 +13,9 @@ import pytest
 from aadml_jax.data import FeatureStandardization, PairedFeatures
 from aadml_jax.errors import UserError
 from aadml_jax.models import TwoTowers
-from aadml_jax.objective import METRIC_LOSSES
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import evaluate
+from aadml_jax.training.named_losses import NAMED_LOSSES
 from aadml_jax.training.parallel import Placement, one_device
 from aadml_jax.training.state import build_optimizer, init_state, run_keys
 from aadml_jax.training.step import Batch, make_run_steps, make_train_step
@@ -54,7 +54,7 @@ def trained(
         state = state._replace(params=params, opt_state=optimizer.init(params), epoch_sums=sums)
         towers = TwoTowers(CLASSES, config.hidden_sizes, config.dropout, dtype=dtype)
         run_steps = make_run_steps(
-            make_train_step(towers, optimizer, config.objective_options(), placement),
+            make_train_step(towers, optimizer, config.objective(), placement),
             Batch(DATA.audio.astype(dtype), DATA.visual.astype(dtype), labels),
             batch_size=BATCH_SIZE,
             keys=run_keys(config.seed),
@@ -96,7 +96,7 @@ def assert_independent_of_devices(config, mode, count, dtype="float64", toleranc
     [
         (loss, mode, number % 4 != 3)
         for number, (loss, mode) in enumerate(
-            zip(METRIC_LOSSES, itertools.cycle(("shard_map", "jit", "pmap")), strict=False)
+            zip(NAMED_LOSSES, itertools.cycle(("shard_map", "jit", "pmap")), strict=False)
         )
     ],
 )
@@ -138,7 +138,7 @@ def test_clips_of_several_classes_do_not_depend_on_devices(loss, mode):
 @pytest.mark.parametrize("anchor_aware", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("loss", METRIC_LOSSES)
+@pytest.mark.parametrize("loss", NAMED_LOSSES)
 def test_no_loss_depends_on_mode_devices_or_proxies(loss, mode, count, anchor_aware):
     config = config_of(loss, anchor_aware=anchor_aware)
     assert_independent_of_devices(config, mode, count)
@@ -196,7 +196,7 @@ def test_each_device_computes_its_own_anchors_only(mode):
     step = make_train_step(
         TwoTowers(CLASSES, config.hidden_sizes),
         build_optimizer(config),
-        config.objective_options(),
+        config.objective(),
         placement,
     )
     rows = np.arange(48, dtype=np.int32)

@@ -10,7 +10,6 @@ import optax
 import pytest
 
 from aadml_jax.data import FeatureStandardization
-from aadml_jax.objective import aadml_objective
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.state import adam, build_model, build_optimizer, init_state, run_keys
 from aadml_jax.training.step import Batch, make_run_steps, make_train_step
@@ -33,7 +32,7 @@ def fresh_state(config=CONFIG):
 
 def train_step_of(config):
     model = build_model(config, CLASSES)
-    return make_train_step(model, build_optimizer(config), config.objective_options())
+    return make_train_step(model, build_optimizer(config), config.objective())
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def test_a_step_is_adam_on_the_objectives_gradient():
             train=True,
             rngs={"dropout": jax.random.fold_in(keys.dropout, 0)},
         )
-        return aadml_objective(*outputs, batch.labels, options=config.objective_options())[0]
+        return config.objective()(*outputs, batch.labels)[0]
 
     value, gradient = jax.jit(jax.value_and_grad(objective))(state.params)
     # The first step of Adam is −rate · g / (|g| + ε), whatever the size of g.

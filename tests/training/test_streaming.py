@@ -59,7 +59,7 @@ def train_step(placement):
     return make_train_step(
         TwoTowers(CLASSES, CONFIG.hidden_sizes, CONFIG.dropout),
         build_optimizer(CONFIG),
-        CONFIG.objective_options(),
+        CONFIG.objective(),
         placement,
     )
 

@@ -12,7 +12,6 @@ import pytest
 
 from aadml_jax.data import SyntheticSpec, make_synthetic
 from aadml_jax.errors import UserError
-from aadml_jax.objective import aadml_objective
 from aadml_jax.training import sweep
 from aadml_jax.training.config import TrainConfig, resolve
 from aadml_jax.training.held_data import hold
@@ -81,6 +80,14 @@ def test_a_run_of_a_program_is_the_run_by_itself(histories, tmp_path, number):
     assert all(np.abs(np.subtract(other, losses)).max() > 1e-3 for other in others)
 
 
+def test_a_run_with_loss_parameters_of_its_own_is_the_run_by_itself(tmp_path):
+    base = dataclasses.replace(BASE, loss="margin", margin=0.25, epochs=2)
+    runs = [dataclasses.replace(base, loss_parameters={"beta": beta}) for beta in (0.4, 0.9)]
+    for run, history in zip(runs, run_program(runs, DATA, {}, devices=ONE_DEVICE), strict=True):
+        losses, _ = alone(run, tmp_path / str(run.loss_parameters["beta"]))
+        assert history.losses["loss"] == pytest.approx(losses, rel=1e-5)
+
+
 def test_the_loss_of_other_rows_is_the_objective_of_their_outputs():
     rows = DATA.test  # 20 rows are one batch of 12
     probes = {"test": Probe(rows, with_loss=True)}
@@ -89,14 +96,14 @@ def test_the_loss_of_other_rows_is_the_objective_of_their_outputs():
     for run, history in zip(runs, histories, strict=True):
         state = init_state(run, num_classes=3, standardization=DATA.standardization)
         keys, model = run_keys(run.seed), build_model(run, 3)
-        step = make_train_step(model, adam(run.learning_rate, 0.0), run.objective_options())
+        step = make_train_step(model, adam(run.learning_rate, 0.0), run.objective())
         order = epoch_order(keys, jnp.int32(0), 50)
         for number in range(4):
             chosen = order[12 * number : 12 * number + 12]
             state = jax.jit(step)(state, Batch(*(x[chosen] for x in DATA.train)), keys.dropout)
         order = jax.random.permutation(jax.random.key(0), 20)[:12]
         outputs = model.apply({"params": state.params}, rows.audio[order], rows.visual[order])
-        expected, _ = aadml_objective(*outputs, rows.labels[order], options=run.objective_options())
+        expected, _ = run.objective()(*outputs, rows.labels[order])
         (report,) = history.reports["test"]["reports"]
         assert report["loss"] == pytest.approx(float(expected), rel=1e-4)
 
