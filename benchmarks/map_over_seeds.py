@@ -41,7 +41,10 @@ def main() -> None:
     command_line.set_up_compilation_cache(config.compilation_cache)
     config = configuration.apply_presets(config, explicit)
     dataset = load_dataset(
-        config.dataset, data_dir=config.data_dir, features_file=config.features_file
+        config.dataset,
+        data_dir=config.data_dir,
+        features_file=config.features_file,
+        multi_label=config.multi_label,
     )
     dataset = configuration.apply_splits(config, dataset)
     config = configuration.resolve(config, len(dataset.train))
