@@ -82,20 +82,21 @@ def _attend_neighbors(anchors: Array, neighbors: Array, mask: Array, scale: Arra
 
 
 def _attend_channels(anchors: Array, neighbors: Array, mask: Array, scale: Array) -> Array:
-    divided, unit, room = _unit_anchors(anchors)
-    halves, room = neighbors / 2, 2 * room
-    channels, units = divided[:, None, :, None], unit[:, :, None, None]  # [R, 1, D or 1, 1]
-    # Taken from the neighbours, halved since their difference might overflow: a difference of
-    # products may be rounded before and after, and then the largest is not 0.
+    # Factors of the largest, 0, must be finite; its rivals' logits may be −∞. The difference is
+    # taken of the neighbours, halved lest it overflow: one of products may be rounded before and
+    # after, and then the largest is not 0.
+    limits = jnp.finfo(anchors.dtype)
+    factors = jnp.clip(2 * (anchors / scale), limits.min, limits.max)[:, None, :, None]
+    halves = neighbors / 2
     keys = jax.lax.stop_gradient(halves)
     highest, lowest = (f(keys, axis=2)[:, :, None, None] for f in (jnp.max, jnp.min))
-    largest = jnp.abs(channels) * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
-    is_large = jax.lax.stop_gradient(largest) * units * room / scale > _LARGE_LOGIT
-    top = jnp.where(is_large, jnp.where(channels > 0, highest, lowest), 0)
-    logits = _logits(channels * (halves[:, :, None, :] - top), units, room, scale)
-    weights = jax.nn.softmax(logits, axis=-1)
+    largest = jnp.abs(factors) * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
+    is_large = jax.lax.stop_gradient(largest) > _LARGE_LOGIT
+    top = jnp.where(is_large, jnp.where(factors > 0, highest, lowest), 0)
+    weights = jax.nn.softmax(factors * (halves[:, :, None, :] - top), axis=-1)
     # Divided, since the sum over the pairs might overflow.
-    per_pair = jnp.einsum("rkce,re->rkc", weights, anchors / unit, precision=_HIGHEST)
+    divided, unit, room = _unit_anchors(anchors)
+    per_pair = jnp.einsum("rkce,re->rkc", weights, divided * room, precision=_HIGHEST)
     total = jnp.sum(jnp.where(mask[:, :, None], per_pair, 0), axis=1)
     return total / jnp.sum(mask, axis=1, keepdims=True).astype(total.dtype) * unit
 

@@ -239,19 +239,26 @@ def _shrinking(dtype: jnp.dtype) -> float:
     return 2.0 ** -(jnp.finfo(dtype).maxexp * 5 // 8)
 
 
+def _root(squares: Array) -> Array:
+    # Not the plain root: XLA would fuse that with the sum, which takes a CPU half as long again.
+    is_zero = squares == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))
+
+
 @jax.custom_jvp
 @jax.jit
 def _root_of_squares(a: Array, b: Array) -> Array:
-    distances = jnp.sqrt(_squares(a, b))
-    shrink = _shrinking(a.dtype)
+    squares = _squares(a, b)
 
-    def mend(_: Array, distances: Array) -> Array:
-        shrunk = jnp.sqrt(_squares(a * shrink, b * shrink))
+    def mend(turn: Array, distances: Array) -> Array:
+        # Of the turn, or XLA would compute what is the same in all turns before the loop, always.
+        shrink = jnp.where(turn == 0, _shrinking(a.dtype), 1).astype(a.dtype)
+        shrunk = _root(_squares(a * shrink, b * shrink))
         return jnp.where(jnp.isinf(distances), shrunk / shrink, distances)
 
     # A loop of one turn or none: under vmap `cond` would always compute both.
-    turns = jnp.any(jnp.isinf(distances)).astype(jnp.int32)
-    return jax.lax.fori_loop(0 * turns, turns, mend, distances)
+    turns = jnp.any(jnp.isinf(squares)).astype(jnp.int32)
+    return jax.lax.fori_loop(0 * turns, turns, mend, _root(squares))
 
 
 @_root_of_squares.defjvp
