@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aadml_jax._sharding import split_alike
+
 Array = jax.Array
 ReduceFn = Callable[[Array], Array] | None
 
@@ -116,8 +118,10 @@ def as_pairs(values: Any, relevance: Any, where: Any, name: str) -> tuple[Array,
         raise ValueError(f"{name} must be a matrix [N, M]; got shape {values.shape}")
     relevance = as_mask(relevance, values.shape, "relevance")
     if where is None:
+        values, relevance = split_alike(values, relevance)
         return values, relevance, ~relevance
     where = as_mask(where, values.shape, "where")
+    values, relevance, where = split_alike(values, relevance, where)
     return jnp.where(where, values, 0), relevance & where, ~relevance & where
 
 
@@ -212,7 +216,10 @@ def as_labels(labels: Any, *, num_classes: int | None = None, dtype: Any = None)
         _check_zeros_and_ones(
             given, "multi-hot labels", "decide which classes count, as in labels > 0.5"
         )
-    return jnp.asarray(given)
+    labels = jnp.asarray(given)
+    # JAX compares narrow integers among themselves: in 8 bits, class 261 of 300 would be class 5.
+    is_narrow = labels.ndim == 1 and labels.dtype.itemsize < 4
+    return labels.astype(jnp.int32) if is_narrow else labels
 
 
 def _check_class_numbers(

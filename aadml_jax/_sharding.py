@@ -5,6 +5,8 @@ split. Operations that treat rows apart keep the split of their rows; what is le
 two splits meet. The rule of this library: queries (anchors) keep the split of their rows, and
 everything that all queries are compared with is gathered. On meshes with automatic axes, and
 without a mesh, these functions change nothing.
+
+Outside of `jax.set_mesh`, JAX itself refuses to differentiate op by op on such a mesh.
 """
 
 import math
@@ -13,7 +15,7 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from aadml_jax._arrays import Array
+Array = jax.Array
 
 
 def _placed(array: Array, spec: P) -> Array:
@@ -59,6 +61,8 @@ def split_as(array: Array, other: Array) -> Array:
 
 def split_alike(*arrays: Array) -> tuple[Array, ...]:
     """Arrays [N, ...], all split by rows as the first of them that is."""
+    if not any(axis is not None for x in arrays for axis in jax.typeof(x).sharding.spec):
+        return arrays
     split = next((x for x in arrays if jax.typeof(x).sharding.spec[0] is not None), arrays[0])
     return tuple(split_as(array, split) for array in arrays)
 

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from aadml_jax._arrays import Array, as_labels, as_same_float, check_scalar, rows_of_share
+from aadml_jax._sharding import gathered, split_alike
 from aadml_jax.anchor_aware import ATTENTIONS, anchor_aware_proxies, check_neighbors
 from aadml_jax.label_losses import cross_entropy_label_loss
 from aadml_jax.losses import proxy_anchor_loss, triplet_loss
@@ -230,9 +231,11 @@ def class_proxy_objective(
         raise ValueError(
             f"class_proxies must be {(num_classes, num_classes)}; got {jnp.shape(class_proxies)}"
         )
+    class_proxies, targets = gathered(jnp.asarray(class_proxies)), gathered(batch.targets)
+    is_of_class = targets.T > 0
     metric_terms = {
         f"classes_to_{target}": _mean(
-            metric_loss(compare(class_proxies, batch.gather(samples)), batch.targets.T > 0)
+            metric_loss(compare(class_proxies, batch.gather(samples)), is_of_class)
             for samples in _anchors(batch, target, proxies)
         )
         for target in batch.own
@@ -283,6 +286,7 @@ def _gathered(audio: Array, visual: Array, labels: Array, axis_name: str | None)
         )
     if labels.ndim == 2 and labels.shape != audio.shape:
         raise ValueError(f"multi-hot labels must be {audio.shape}; got {labels.shape}")
+    audio, visual, labels = split_alike(audio, visual, labels)
     if labels.ndim == 1:
         targets = jax.nn.one_hot(labels, audio.shape[1], dtype=audio.dtype)
     else:

@@ -222,3 +222,23 @@ def test_every_public_function_has_a_case():
     functions = {name for name in aa.__all__ if callable(getattr(aa, name))}
     named = {name.split()[0].rstrip(",") for name in CASES}
     assert functions - named == {"AnchorAware", "CorrelationGraph", "Memory", "init_memory"}
+
+
+@pytest.mark.parametrize("name", [*METRIC_LOSSES, "aadml_objective", "class_proxy_objective"])
+def test_arguments_that_are_split_otherwise_go_with_the_first_that_is_split_by_rows(name):
+    random = np.random.default_rng(1)
+    if name in METRIC_LOSSES:
+        arrays = random.random((8, 8), np.float32), random.random((8, 8)) > 0.5
+        specs = P(None, "rows"), P("rows")
+    else:
+        audio, visual = random.normal(size=(2, 8, 4)).astype(np.float32)
+        arrays = audio, visual, np.arange(8, dtype=np.int32) % 4
+        specs = P(None, "rows"), P(), P("rows")
+    function = getattr(aa, name)
+    split = (
+        jax.device_put(array, NamedSharding(mesh(), spec))
+        for array, spec in zip(arrays, specs, strict=True)
+    )
+    with jax.set_mesh(mesh()):
+        actual = jax.jit(function)(*split)
+    assert_close(actual, function(*arrays))

@@ -529,3 +529,18 @@ def test_shapes_that_do_not_fit_raise(visual_shape, labels_shape):
             np.ones(labels_shape, int),
             metric_loss=metric_loss("triplet"),
         )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16])
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_narrow_labels_count_classes_beyond_their_width(dtype, is_compiled):
+    outputs = np.random.default_rng(0).normal(size=(2, 4, 300)).astype(np.float32)
+    labels = np.array([0, 5, 44, 100])
+    objective = functools.partial(class_proxy_objective, proxies=None)
+    run = jax.jit(objective) if is_compiled else objective
+    _, parts = run(*outputs, labels.astype(dtype))
+    log_posteriors = outputs[0] - np.log(np.exp(outputs[0]).sum(axis=1, keepdims=True))
+    expected = -np.mean([log_posteriors[i, label] for i, label in enumerate(labels)])
+    assert float(parts["label_loss_audio"]) == pytest.approx(expected, rel=1e-5)
+    _, wide = run(*outputs, labels.astype(np.int32))
+    assert float(parts["metric_loss"]) == float(wide["metric_loss"])

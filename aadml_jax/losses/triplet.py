@@ -13,7 +13,6 @@ from aadml_jax._arrays import (
     reduce_rows,
 )
 from aadml_jax._ordering import count_below, order_keys, running_sum, sorted_keys
-from aadml_jax._sharding import split_alike
 
 
 def _violation_weights(
@@ -140,8 +139,6 @@ def triplet_loss(
     >>> print(triplet_loss(distances, relevance, margin=0.5))  # (0.25 + 0) / 2
     0.125
     """
-    distances, positives, negatives = split_alike(
-        *as_pairs(distances, relevance, where, "distances")
-    )
+    distances, positives, negatives = as_pairs(distances, relevance, where, "distances")
     margin = as_scalar(margin, distances.dtype, "margin")
     return reduce_rows(_mean_hinge(distances, margin, positives, negatives), reduce_fn)
