@@ -3,7 +3,9 @@
 Messages print the shapes, because a wrong axis is the usual culprit.
 """
 
+import math
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -146,7 +148,7 @@ def check_scalar(
     Raises:
       ValueError: if it is no real scalar; unless traced, if it is NaN, infinite or too small.
     """
-    given = as_given(value, name)
+    given = as_given(_within_64_bits(value), name)
     if given.ndim:
         raise ValueError(f"{name} must be a scalar; got shape {given.shape}")
     if not (_is_integer(given) or jnp.issubdtype(given.dtype, jnp.floating)):
@@ -172,7 +174,16 @@ def check_scalar(
 def as_scalar(value: Any, dtype: Any, name: str, *, above: float | None = None) -> Array:
     """`value` in the floating `dtype`, checked as by `check_scalar`."""
     check_scalar(value, dtype, name, above=above)
-    return jnp.asarray(value, dtype=dtype)
+    return jnp.asarray(_within_64_bits(value), dtype=dtype)
+
+
+def _within_64_bits(value: Any) -> Any:
+    """A Python integer that NumPy and JAX cannot hold, as a float; all else as it is."""
+    if type(value) is not int or abs(value) < 2**63:
+        return value
+    return (
+        float(value) if abs(value) <= sys.float_info.max else math.inf if value > 0 else -math.inf
+    )
 
 
 def as_labels(labels: Any, *, num_classes: int | None = None, dtype: Any = None) -> Array:

@@ -212,7 +212,8 @@ def average_precision(
       [N] in [0, 1] (or what `reduce_fn` makes of it); 0 for a query without relevant items.
 
     Raises:
-      ValueError: for an unknown rule for ties or shapes that do not fit.
+      ValueError: for an unknown rule for ties or shapes that do not fit; and within jit, for
+        constant scores of 64 bits whose order 32 bits would lose.
     """
     ties = _check_ties(ties, jnp.shape(scores))
     return _per_query(_average_precision(ties), scores, relevance, where, reduce_fn)

@@ -279,9 +279,9 @@ def _gathered(audio: Array, visual: Array, labels: Array, axis_name: str | None)
     is_matrix = audio.ndim == 2
     labels = as_labels(labels, num_classes=audio.shape[1] if is_matrix else None)
     has_labels = labels.ndim in (1, 2) and labels.shape[:1] == audio.shape[:1]
-    if not is_matrix or audio.shape != visual.shape or not has_labels:
+    if not is_matrix or audio.shape != visual.shape or not has_labels or not len(audio):
         raise ValueError(
-            "audio [B, C], visual [B, C] and labels [B] or [B, C] are needed; "
+            "audio [B, C], visual [B, C] and labels [B] or [B, C] of B ≥ 1 clips are needed; "
             f"got {audio.shape}, {visual.shape} and {labels.shape}"
         )
     if labels.ndim == 2 and labels.shape != audio.shape:

@@ -167,7 +167,7 @@ def posterior_similarity(a: Array, b: Array) -> Array:
 
     Args:
       a: logits of the queries [N, C]; −∞ is a class of probability 0, of which a row may have
-        C − 1.
+        C − 1 (of all −∞ the result is NaN). +∞ is a sure class.
       b: logits of the gallery [M, C].
 
     Returns:

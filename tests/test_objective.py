@@ -267,6 +267,7 @@ def test_numbers_that_cannot_be_are_refused_when_the_proxies_are_described(proxi
         ("circle", {"gamma": np.float32(-1)}, r"gamma must be above 0; got -1\.0"),
         ("multi_similarity", {"beta": jnp.float32(0)}, "beta must be above 0; got 0"),
         ("multi_similarity", {"base": np.nan}, "base must be finite; got nan"),
+        ("triplet", {"margin": 10**400}, "margin must be finite; got inf"),
         ("margin", {"beta": -np.inf}, "beta must be finite; got -inf"),
     ],
 )
@@ -295,6 +296,10 @@ def test_the_alpha_of_proxy_anchor_must_be_above_zero():
         class_proxy_objective(
             AUDIO, VISUAL, LABELS, metric_loss=metric_loss("proxy_anchor", alpha=0)
         )
+
+
+def test_an_integer_of_any_size_is_a_number():
+    assert parts_of(margin=10**30)["metric_loss"] == pytest.approx(2e30, rel=1e-5)
 
 
 def test_the_beta_of_the_margin_loss_is_a_distance_and_may_be_zero():

@@ -17,9 +17,10 @@ references, with the signature
   one set against itself pass `where=~jnp.eye(n, dtype=bool)`.
 - A negative may be infinitely far, at distance ∞ or similarity −∞: it violates nothing and has the
   derivative 0, though means over Q(i) count it. A positive there makes the value of its row
-  infinite (in Smooth-AP it ranks last), and the row's derivatives may be NaN.
+  infinite (in Smooth-AP it ranks last), and the row's derivatives may be NaN. Similarity +∞ and
+  distance −∞ have no meaning, and may give NaN.
 - `reduce_fn` takes the values per anchor [N]; the default averages over *all* rows, those with
-  nothing to compare included as 0. None returns the values.
+  nothing to compare included as 0; of no rows at all it is NaN. None returns the values.
 
 Margins, temperatures and the like may be traced, differentiated and mapped over. Where they are not
 traced they must be finite, and those that divide or multiply an exponent above 0. At a tie of a
