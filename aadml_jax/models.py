@@ -25,8 +25,14 @@ _DROPOUT_LEVELS = 2**16
 def fixed_draws() -> Iterator[None]:
     """A context in which modules draw the same bits whatever the options of JAX and Flax say."""
     # How Flax derives a module's key from its name.
-    with fixed_generator(), configurations.config.temp_flip_flag("fix_rng_separator", False):
-        yield
+    option = "flax_fix_rng_separator"
+    former = getattr(configurations.config, option)
+    configurations.config.update(option, False)
+    try:
+        with fixed_generator():
+            yield
+    finally:
+        configurations.config.update(option, former)
 
 
 class RowDropout(nn.Module):

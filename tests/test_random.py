@@ -86,11 +86,14 @@ def test_draws_do_not_follow_the_environment(expected, others):
 def test_draws_do_not_follow_how_flax_derives_keys(expected):
     from flax import configurations
 
-    with configurations.config.temp_flip_flag("fix_rng_separator", True):
+    configurations.config.update("flax_fix_rng_separator", True)
+    try:
         actual = drawn()
         assert configurations.config.flax_fix_rng_separator
         with fixed_draws():
             assert not configurations.config.flax_fix_rng_separator
+    finally:
+        configurations.config.update("flax_fix_rng_separator", False)
     for value, wanted in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(value, wanted)
 

@@ -389,14 +389,6 @@ def test_a_state_that_is_not_finite_is_neither_logged_nor_saved(
     assert restored_bytes(tmp_path) == undisturbed[2]
 
 
-def test_a_state_that_breaks_in_the_last_step_of_an_epoch_is_not_saved(tmp_path):
-    # One step an epoch: its loss is still finite, its parameters are not.
-    with pytest.raises(TrainingDiverged, match=r"MAP became nan in epoch 1"):
-        train(tmp_path, learning_rate=1e38, batch_size=50, eval_every=1)
-    assert log_of(tmp_path) == ""
-    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()]
-
-
 def test_an_epoch_is_saved_before_it_is_shown(undisturbed, tmp_path, monkeypatch):
     def fail(*_):
         raise BrokenPipeError
