@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from aadml_jax._arrays import Array, as_float, as_labels, check_count
 from aadml_jax._sharding import split_as, split_by_rows, take_rows
-from aadml_jax.similarity import cosine_similarity, same_label
+from aadml_jax.similarity import cosine_similarity, cosine_to_itself, same_label
 
 
 class CorrelationGraph(NamedTuple):
@@ -117,6 +117,5 @@ def correlation_graph(
     mask = jnp.concatenate([jnp.ones_like(rows, dtype=bool)[:, None], mask], axis=1)
     weights = jnp.where(mask, jnp.take_along_axis(similarity, indices, axis=1), 0)
     if references is not None:
-        to_itself = jax.vmap(lambda anchor: cosine_similarity(anchor[None], anchor[None])[0, 0])
-        weights = weights.at[:, 0].set(to_itself(anchors))
+        weights = weights.at[:, 0].set(cosine_to_itself(anchors))
     return CorrelationGraph(indices, weights, mask)

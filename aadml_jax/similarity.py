@@ -69,6 +69,11 @@ def cosine_similarity(a: Array, b: Array) -> Array:
     return _products(_unit_rows(a), _unit_rows(b))
 
 
+def cosine_to_itself(x: Array) -> Array:
+    """The cosine of each row [N, D] with itself [N]: 1 up to rounding, 0 of a zero row."""
+    return jnp.sum(jnp.square(_unit_rows(x)), axis=1)
+
+
 class _Posteriors(NamedTuple):
     """Class probabilities of rows of logits, as accurate near 1 as near 0: [N, C] each.
 
