@@ -378,7 +378,7 @@ def _user_cache() -> pathlib.Path:
     home = home_folder()
     # A home that does not exist is not made: /nonexistent stands for none.
     if home is None or not home.is_dir():
-        missing = os.environ.get("HOME", "~") if home is None else str(home)
+        missing = (os.environ.get("HOME", "~") or "HOME=") if home is None else str(home)
         raise FileNotFoundError(errno.ENOENT, "there is no such home folder", missing)
     return home / ".cache"
 
