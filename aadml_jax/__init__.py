@@ -19,6 +19,7 @@ This package imports jax and numpy alone. Models, data and training live in `aad
 
 from aadml_jax._version import __version__
 from aadml_jax.anchor_aware import anchor_aware_proxies
+from aadml_jax.cross_modal import cross_modal_report
 from aadml_jax.graphs import CorrelationGraph, correlation_graph
 from aadml_jax.label_losses import cross_entropy_label_loss, squared_label_loss
 from aadml_jax.losses import (
@@ -38,7 +39,6 @@ from aadml_jax.losses import (
 from aadml_jax.memory_bank import Memory, init_memory, update_memory
 from aadml_jax.metrics import (
     average_precision,
-    cross_modal_report,
     mean_average_precision,
     precision_at,
     prefix_average_precision,

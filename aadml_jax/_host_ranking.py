@@ -280,7 +280,7 @@ def average_precision(hits: Hits) -> np.ndarray:
 
 
 def expected_average_precision(hits: Hits) -> np.ndarray:
-    """See `aadml_jax._ranking.expected_average_precision`."""
+    """See `aadml_jax._xla_ranking.expected_average_precision`."""
     ties = hits.ties
     precisions = hits.orders / hits.ranks
     if len(ties.sizes):
@@ -344,7 +344,7 @@ def any_hit_within(hits: Hits, k: int) -> np.ndarray:
 
 
 def expected_any_hit_within(hits: Hits, k: int) -> np.ndarray:
-    """The probability of `any_hit_within`; see `aadml_jax._ranking.expected_any_hit_within`."""
+    """The probability of `any_hit_within`; see `aadml_jax._xla_ranking.expected_any_hit_within`."""
     ties = hits.ties
     if not len(ties.sizes):
         return any_hit_within(hits, k)

@@ -33,95 +33,14 @@ gallery) and `reduce_fn` (default None: one value per query [N]).
     [0.75]
 """
 
-import dataclasses
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aadml_jax import _host_ranking, _ranking
-from aadml_jax._arrays import (
-    Array,
-    ReduceFn,
-    as_labels,
-    as_mask,
-    as_pairs,
-    check_count,
-    reduce_rows,
-)
-from aadml_jax._sharding import gathered
-from aadml_jax.row_blocks import in_row_blocks
-from aadml_jax.similarity import cosine_similarity, posterior_similarity, same_label
-
-
-@dataclasses.dataclass(frozen=True)
-class _Metric:
-    """A value per query, from a ranking in XLA or from the hits' ranks on the host."""
-
-    in_xla: Callable[[_ranking.Ranking], Array]
-    on_host: Callable[[_host_ranking.Hits], np.ndarray]
-
-
-TIES = ("stable", "expected")
-"""Rules for equal scores."""
-
-
-def _check_ties(ties: str, shape: tuple[int, ...]) -> str:
-    if ties not in TIES:
-        raise ValueError(
-            f"ties must be one of {sorted(TIES)}; got {ties!r} for an array of shape {shape}"
-        )
-    return ties
-
-
-def _average_precision(ties: str) -> _Metric:
-    if ties == "expected":
-        return _Metric(
-            _ranking.expected_average_precision, _host_ranking.expected_average_precision
-        )
-    return _Metric(_ranking.average_precision, _host_ranking.average_precision)
-
-
-_PREFIX_AVERAGE_PRECISION = _Metric(
-    _ranking.prefix_average_precision, _host_ranking.prefix_average_precision
-)
-
-
-def _precision_at(k: int, ties: str) -> _Metric:
-    in_xla, on_host = _ranking.hits_within, _host_ranking.hits_within
-    if ties == "expected":
-        in_xla, on_host = _ranking.expected_hits_within, _host_ranking.expected_hits_within
-    return _Metric(lambda ranking: in_xla(ranking, k) / k, lambda hits: on_host(hits, k) / k)
-
-
-def _recall_at(k: int, ties: str) -> _Metric:
-    in_xla, on_host = _ranking.any_hit_within, _host_ranking.any_hit_within
-    if ties == "expected":
-        in_xla, on_host = _ranking.expected_any_hit_within, _host_ranking.expected_any_hit_within
-    return _Metric(functools.partial(in_xla, k=k), functools.partial(on_host, k=k))
-
-
-def _check_cut_off(k: int, shape: tuple[int, ...]) -> int:
-    k = check_count(k, "k", shape)
-    if len(shape) == 2 and k > shape[1]:
-        raise ValueError(f"k = {k} exceeds the gallery of {shape[1]}; scores have shape {shape}")
-    return k
-
-
-def _in_xla(metrics: Any, scores: Array, relevance: Array, where: Array | None) -> Any:
-    """The values per query [N] of a pytree of metrics."""
-    ranking = _ranking.rank(scores, relevance, where)
-    return jax.tree.map(
-        lambda metric: jnp.where(ranking.is_nan, jnp.nan, metric.in_xla(ranking)), metrics
-    )
-
-
-@jax.jit
-def _host_keys(scores: Any, relevance: Any, where: Any) -> _host_ranking.RankingKeys:
-    return _host_ranking.ranking_keys(*as_pairs(scores, relevance, where, "scores"))
+from aadml_jax import _host_ranking, _measures
+from aadml_jax._arrays import Array, ReduceFn, as_mask, as_pairs, reduce_rows
 
 
 def _rounds(scores: Any) -> bool:
@@ -153,34 +72,28 @@ def _in_order(scores: np.ndarray) -> np.ndarray:
     return converted
 
 
-def _is_traced(*arrays: Any) -> bool:
-    """Whether a function traces these arrays or, around them, constants."""
-    probes = (*arrays, jnp.zeros(()) + 0)  # a tracer within jit
-    return any(isinstance(probe, jax.core.Tracer) for probe in probes)
-
-
 def _per_query(
-    metric: _Metric, scores: Any, relevance: Any, where: Any, reduce_fn: ReduceFn
+    metric: _measures.Metric, scores: Any, relevance: Any, where: Any, reduce_fn: ReduceFn
 ) -> Array:
     if not isinstance(scores, jax.Array):
         scores = np.asarray(scores)
     relevance = as_mask(relevance, scores.shape, "relevance")
     where = None if where is None else as_mask(where, scores.shape, "where")
     is_numpy = isinstance(scores, np.ndarray)
-    if _is_traced(scores, relevance, where):
+    if _measures.is_traced(scores, relevance, where):
         if is_numpy and scores.ndim == 2 and scores.dtype.itemsize == 8 and _rounds(scores):
             scores = _in_order(scores)
-        return reduce_rows(_in_xla(metric, scores, relevance, where), reduce_fn)
+        return reduce_rows(_measures.values_in_xla(metric, scores, relevance, where), reduce_fn)
     is_on_host = _host_ranking.is_on_host(scores, relevance, where)
     if is_on_host and not _rounds(scores):
-        keys = _host_keys(scores, relevance, where)
+        keys = _measures.host_keys(scores, relevance, where)
         dtype = f"float{8 * keys.keys.dtype.itemsize}"
     elif is_on_host or (is_numpy and _rounds(scores)):
         # Only for the masks: these scores are no floats of JAX's.
         values, *masks = as_pairs(jnp.zeros(scores.shape, jnp.float32), relevance, where, "scores")
         keys, dtype = _host_ranking.exact_keys(np.asarray(scores), *masks), values.dtype
     else:
-        return reduce_rows(_in_xla(metric, scores, relevance, where), reduce_fn)
+        return reduce_rows(_measures.values_in_xla(metric, scores, relevance, where), reduce_fn)
     values = _host_ranking.by_rows(keys, metric.on_host).astype(dtype)
     return reduce_rows(jax.device_put(values), reduce_fn)
 
@@ -215,8 +128,8 @@ def average_precision(
       ValueError: for an unknown rule for ties or shapes that do not fit; and within jit, for
         constant scores of 64 bits whose order 32 bits would lose.
     """
-    ties = _check_ties(ties, jnp.shape(scores))
-    return _per_query(_average_precision(ties), scores, relevance, where, reduce_fn)
+    ties = _measures.check_ties(ties, jnp.shape(scores))
+    return _per_query(_measures.average_precision(ties), scores, relevance, where, reduce_fn)
 
 
 def mean_average_precision(
@@ -266,7 +179,7 @@ def prefix_average_precision(
     Raises:
       ValueError: for shapes that do not fit.
     """
-    return _per_query(_PREFIX_AVERAGE_PRECISION, scores, relevance, where, reduce_fn)
+    return _per_query(_measures.PREFIX_AVERAGE_PRECISION, scores, relevance, where, reduce_fn)
 
 
 def precision_at(
@@ -296,8 +209,9 @@ def precision_at(
     Raises:
       ValueError: for k outside 1 … M, an unknown rule for ties or shapes that do not fit.
     """
-    k, ties = _check_cut_off(k, jnp.shape(scores)), _check_ties(ties, jnp.shape(scores))
-    return _per_query(_precision_at(k, ties), scores, relevance, where, reduce_fn)
+    shape = jnp.shape(scores)
+    k, ties = _measures.check_cut_off(k, shape), _measures.check_ties(ties, shape)
+    return _per_query(_measures.precision_at(k, ties), scores, relevance, where, reduce_fn)
 
 
 def recall_at(
@@ -326,231 +240,6 @@ def recall_at(
     Raises:
       ValueError: for k outside 1 … M, an unknown rule for ties or shapes that do not fit.
     """
-    k, ties = _check_cut_off(k, jnp.shape(scores)), _check_ties(ties, jnp.shape(scores))
-    return _per_query(_recall_at(k, ties), scores, relevance, where, reduce_fn)
-
-
-SIMILARITIES: dict[str, Callable[[Array, Array], Array]] = {
-    "cosine": cosine_similarity,
-    "posterior": posterior_similarity,
-}
-"""Scores by which retrieval ranks, by name."""
-
-
-def _report_metrics(ks: tuple[int, ...], ties: str) -> dict[str, Any]:
-    return {
-        "map": _average_precision(ties),
-        "prefix_map": _PREFIX_AVERAGE_PRECISION,
-        "precision_at_k": {k: _precision_at(k, ties) for k in ks},
-        "recall_at_k": {k: _recall_at(k, ties) for k in ks},
-        "tied_pairs": (
-            _Metric(_ranking.tied_pairs, _host_ranking.tied_pairs),
-            _Metric(_ranking.has_pairs, _host_ranking.has_pairs),
-        ),
-    }
-
-
-def _as_report(means: dict[str, Any]) -> dict[str, Any]:
-    """The means over all queries, with that of tied pairs over the queries that have pairs."""
-    share, with_pairs = means["tied_pairs"]
-    is_zero = with_pairs == 0
-    tied = jnp.where(is_zero, 0, share) / jnp.where(is_zero, 1, with_pairs)
-    return {**means, "tied_pairs": tied}
-
-
-class _Clips(NamedTuple):
-    """One side of all clips [N, D], their labels, and which of them count, bool [N]."""
-
-    embeddings: Array
-    labels: Array
-    where: Array
-
-
-@functools.partial(jax.jit, static_argnames=("similarity", "ks", "ties", "block_size", "axis_name"))
-def _one_direction_in_xla(
-    queries: _Clips,
-    gallery: _Clips,
-    *,
-    similarity: Callable[[Array, Array], Array],
-    ks: tuple[int, ...],
-    ties: str,
-    block_size: int,
-    axis_name: str | None = None,
-) -> dict[str, Any]:
-    if axis_name is not None:
-        gallery = jax.lax.all_gather(gallery, axis_name, tiled=True)
-    gallery = jax.tree.map(gathered, gallery)
-
-    def score(block: _Clips, _: Array) -> dict[str, Any]:
-        scores = similarity(block.embeddings, gallery.embeddings)
-        relevance = same_label(block.labels, gallery.labels)
-        in_gallery = jnp.broadcast_to(gallery.where[None, :], relevance.shape)
-        return _in_xla(_report_metrics(ks, ties), scores, relevance, in_gallery)
-
-    values = in_row_blocks(score, queries, block_size=block_size)
-    sums = jax.tree.map(lambda v: jnp.sum(jnp.where(queries.where, v, 0)), values)
-    count = jnp.sum(queries.where)
-    if axis_name is not None:
-        sums, count = jax.lax.psum((sums, count), axis_name)
-    return _as_report(jax.tree.map(lambda total: total / count.astype(total.dtype), sums))
-
-
-@functools.partial(jax.jit, static_argnames=("similarity", "block_size"))
-def _block_keys(
-    queries: Array,
-    gallery: Array,
-    labels: Array,
-    first: Array,
-    *,
-    similarity: Callable[[Array, Array], Array],
-    block_size: int,
-) -> _host_ranking.RankingKeys:
-    # Of one shape for all blocks: the last one repeats the last query, to be dropped.
-    rows = jnp.minimum(first + jnp.arange(block_size, dtype=jnp.int32), len(queries) - 1)
-    return _host_keys(similarity(queries[rows], gallery), same_label(labels[rows], labels), None)
-
-
-def _one_direction_on_host(
-    queries: Array,
-    gallery: Array,
-    labels: Array,
-    *,
-    similarity: Callable[[Array, Array], Array],
-    ks: tuple[int, ...],
-    ties: str,
-    block_size: int,
-) -> dict[str, Any]:
-    block_size = min(check_count(block_size, "block_size", queries.shape), len(queries))
-    metrics, structure = jax.tree.flatten(_report_metrics(ks, ties))
-
-    def values(hits: _host_ranking.Hits) -> np.ndarray:
-        return np.stack([metric.on_host(hits) for metric in metrics], axis=1)
-
-    blocks = []
-    for first in range(0, len(queries), block_size):
-        keys = _block_keys(
-            queries, gallery, labels, first, similarity=similarity, block_size=block_size
-        )
-        blocks.append(_host_ranking.by_rows(keys, values)[: len(queries) - first])
-    dtype = f"float{8 * keys.keys.dtype.itemsize}"
-    means = jnp.asarray(np.concatenate(blocks).mean(axis=0), dtype)
-    return _as_report(jax.tree.unflatten(structure, list(means)))
-
-
-def cross_modal_report(
-    audio: Array,
-    visual: Array,
-    labels: Array,
-    *,
-    similarity: str | Callable[[Array, Array], Array] = "cosine",
-    ks: Sequence[int] = (1, 5, 10),
-    ties: str = "expected",
-    block_size: int = 1024,
-) -> dict[str, dict[str, Any]]:
-    """All metrics of audio→visual and visual→audio retrieval of one set of clips.
-
-    Each clip's audio ranks the visual side of all clips, its own included, and the other way
-    round. Queries are scored in blocks: memory is O(block_size × M).
-
-    Unlike the metrics of a score matrix, the report takes ties by their expectation unless told
-    otherwise: clips are usually stored class by class, and their order shall not count. Only
-    `prefix_map` always ranks them in that order.
-
-    Args:
-      audio: audio embeddings [N, D].
-      visual: visual embeddings [N, D] of the same clips.
-      labels: class numbers [N] or multi-hot [N, C]; relevant are the clips that share a class.
-      similarity: `"cosine"`, `"posterior"` (of logits), or a function
-        (queries [B, D], gallery [N, D]) -> scores [B, N].
-      ks: cut-offs of precision@k and recall@k, each at most N.
-      ties: `"expected"`, the expectation over the orders of equal scores, or `"stable"`, the order
-        of the clips; see `average_precision`.
-      block_size: queries scored at a time.
-
-    Returns:
-      {"audio_to_visual": r, "visual_to_audio": r, "mean": r}, where r is
-      {"map", "prefix_map", "tied_pairs": scalar, "precision_at_k", "recall_at_k": {k: scalar}}, and
-      "mean" is the mean of the two directions. "tied_pairs" is the share of a query's pairs of a
-      relevant and an irrelevant clip that have equal scores, averaged over the queries that have
-      such pairs; 0 if there are none.
-
-    Raises:
-      ValueError: for an unknown similarity or rule for ties, k > N or shapes that do not fit.
-    """
-    if isinstance(similarity, str):
-        if similarity not in SIMILARITIES:
-            raise ValueError(
-                f"similarity must be one of {sorted(SIMILARITIES)} or a function; "
-                f"got {similarity!r} for audio of shape {jnp.shape(audio)}"
-            )
-        similarity = SIMILARITIES[similarity]
-    audio, visual, labels = jnp.asarray(audio), jnp.asarray(visual), as_labels(labels)
-    same_length = audio.shape[:1] == visual.shape[:1] == labels.shape[:1]
-    if audio.ndim != 2 or visual.ndim != 2 or not same_length or not len(audio):
-        raise ValueError(
-            "audio [N, D], visual [N, D] and labels [N] or [N, C] of the same N ≥ 1 clips are "
-            f"needed; got {audio.shape}, {visual.shape} and {labels.shape}"
-        )
-    ks = tuple(_check_cut_off(k, (len(audio), len(audio))) for k in ks)
-
-    options = {"similarity": similarity, "ks": ks, "block_size": block_size}
-    options["ties"] = _check_ties(ties, audio.shape)
-    if not _is_traced(audio, visual, labels) and _host_ranking.is_on_host(audio, visual, labels):
-        audio, visual, labels = map(gathered, (audio, visual, labels))
-        return _both_directions(
-            functools.partial(_one_direction_on_host, labels=labels, **options), audio, visual
-        )
-    everything = jnp.ones(len(audio), bool)
-    sides = (_Clips(side, labels, everything) for side in (audio, visual))
-    return _both_directions(functools.partial(_one_direction_in_xla, **options), *sides)
-
-
-def cross_modal_report_of_shares(
-    audio: Array,
-    visual: Array,
-    labels: Array,
-    where: Array,
-    *,
-    axis_name: str,
-    similarity: str = "cosine",
-    ks: Sequence[int] = (1, 5, 10),
-    ties: str = "expected",
-    block_size: int = 1024,
-) -> dict[str, dict[str, Any]]:
-    """`cross_modal_report` of clips that are split over devices.
-
-    The galleries are gathered; each device ranks them for its own queries and gets the whole
-    report.
-
-    Args:
-      audio: the device's share of the audio embeddings [S, D].
-      visual: its share of the visual embeddings [S, D] of the same clips.
-      labels: its share of the class numbers [S] or multi-hot labels [S, C].
-      where: bool [S], False for what only fills up the share; at least one clip must count.
-      axis_name: of `jax.shard_map` or `jax.pmap`.
-      similarity: `"cosine"` or `"posterior"`.
-      ks: cut-offs of precision@k and recall@k, each at most the number of clips that count.
-      ties: see `cross_modal_report`.
-      block_size: queries scored at a time.
-    """
-    sides = (_Clips(side, as_labels(labels), where) for side in (audio, visual))
-    one_direction = functools.partial(
-        _one_direction_in_xla,
-        similarity=SIMILARITIES[similarity],
-        ks=tuple(ks),
-        ties=_check_ties(ties, audio.shape),
-        block_size=block_size,
-        axis_name=axis_name,
-    )
-    return _both_directions(one_direction, *sides)
-
-
-def _both_directions(
-    one_direction: Callable[..., dict[str, Any]], audio: Any, visual: Any
-) -> dict[str, dict[str, Any]]:
-    audio_to_visual, visual_to_audio = one_direction(audio, visual), one_direction(visual, audio)
-    return {
-        "audio_to_visual": audio_to_visual,
-        "visual_to_audio": visual_to_audio,
-        "mean": jax.tree.map(lambda a, b: (a + b) / 2, audio_to_visual, visual_to_audio),
-    }
+    shape = jnp.shape(scores)
+    k, ties = _measures.check_cut_off(k, shape), _measures.check_ties(ties, shape)
+    return _per_query(_measures.recall_at(k, ties), scores, relevance, where, reduce_fn)

@@ -8,6 +8,7 @@ Inputs below float32 are raised to it; float64 stays. Products run at `Precision
 TPUs and GPUs would otherwise round the factors to bfloat16 or TF32.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -357,3 +358,17 @@ def same_label(a: Array, b: Array) -> Array:
         equal = a.astype(common)[:, None] == b.astype(common)[None, :]
         return equal & (fits[0][:, None] & fits[1][None, :])
     return a[:, None] == b[None, :]
+
+
+DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
+    "cosine": cosine_distance,
+    "euclidean": euclidean_distance,
+    "squared_euclidean": squared_euclidean_distance,
+}
+"""Distances that a metric loss may take, by name."""
+
+SIMILARITIES: dict[str, Callable[[Array, Array], Array]] = {
+    "cosine": cosine_similarity,
+    "posterior": posterior_similarity,
+}
+"""Scores by which retrieval ranks, by name."""

@@ -28,11 +28,11 @@ from aadml_jax.data import (
     load_feature_file,
     open_feature_file,
 )
-from aadml_jax.data.clip_files import open_clip_files
-from aadml_jax.data.feature_writing import write_feature_file
+from aadml_jax.data.readers.clip_files import open_clip_files
+from aadml_jax.data.readers.tfds_folders import open_tfds_folder
+from aadml_jax.data.readers.video_records import open_video_records
 from aadml_jax.data.tfds_builders import write_tfds_folder
-from aadml_jax.data.tfds_folders import open_tfds_folder
-from aadml_jax.data.tfrecords import open_video_records
+from aadml_jax.data.writers.feature_file import write_feature_file
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.held_data import hold
 from aadml_jax.training.parallel import one_device

@@ -15,7 +15,7 @@ from absl import flags
 from aadml_jax.errors import UserError
 from aadml_jax.reports.figures import Curve, Panel, Reference, draw_curves
 from aadml_jax.reports.page import Report
-from aadml_jax.reports.retrieval_sections import require_plots
+from aadml_jax.reports.retrieval import require_plots
 from aadml_jax.reports.statistics import MeanAndSpread, mean_and_spread
 from aadml_jax.reports.tables import Table
 from aadml_jax.training.evaluation import DIRECTIONS

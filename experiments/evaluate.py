@@ -16,7 +16,7 @@ from aadml_jax._files import local_path
 from aadml_jax.data import standardize
 from aadml_jax.errors import UserError
 from aadml_jax.reports.page import Report
-from aadml_jax.reports.retrieval_sections import add_retrieval_sections, require_plots
+from aadml_jax.reports.retrieval import add_retrieval_sections, require_plots
 from aadml_jax.reports.tables import Table
 from aadml_jax.training import config as configuration
 from aadml_jax.training.evaluation import DIRECTIONS, embed, evaluate, tie_warning

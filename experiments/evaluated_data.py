@@ -5,7 +5,7 @@ import os
 from typing import Any, NamedTuple
 
 from aadml_jax.data import RetrievalDataset, dataset_spec, open_feature_file, reopen_dataset
-from aadml_jax.data.catalog import TFDS_PREFIX
+from aadml_jax.data.readers.catalog import TFDS_PREFIX
 from aadml_jax.errors import UserError
 from aadml_jax.training import config as configuration
 from aadml_jax.training.config import TrainConfig

@@ -20,9 +20,9 @@ from absl import flags
 
 from aadml_jax._files import local_path
 from aadml_jax.data import DATASETS, DatasetSpec, RetrievalDataset, open_dataset
-from aadml_jax.data.catalog import TFDS_PREFIX, unknown_name
-from aadml_jax.data.feature_writing import require_absent, write_feature_file
-from aadml_jax.data.summary import DatasetSummary
+from aadml_jax.data.readers.catalog import TFDS_PREFIX, unknown_name
+from aadml_jax.data.writers.feature_file import require_absent, write_feature_file
+from aadml_jax.data.writers.summary import DatasetSummary
 from aadml_jax.errors import UserError
 from experiments import command_line
 
@@ -108,7 +108,7 @@ def open_source() -> Source:
     if name == _CLIPS:
         if _CLIP_LIST.value is None:
             raise UserError(f"--dataset={_CLIPS} needs a list of them; set --clip_list=FILE.csv")
-        from aadml_jax.data.clip_files import open_clip_files
+        from aadml_jax.data.readers.clip_files import open_clip_files
 
         dataset, missing = open_clip_files(
             _CLIP_LIST.value,
@@ -120,7 +120,7 @@ def open_source() -> Source:
     if name == _VIDEO_RECORDS:
         if _DATA_DIR.value is not None:
             raise UserError(f"--dataset={name} does not use --data_dir; leave the flag out")
-        from aadml_jax.data.tfrecords import open_video_records
+        from aadml_jax.data.readers.video_records import open_video_records
 
         dataset = open_video_records(
             _files(_TRAIN_RECORDS, "train"),

@@ -20,7 +20,7 @@ from aadml_jax.data import RetrievalDataset, open_dataset
 from aadml_jax.data.splits import rows_in_shares_of
 from aadml_jax.errors import UserError
 from aadml_jax.reports.page import Report
-from aadml_jax.reports.retrieval_sections import require_plots
+from aadml_jax.reports.retrieval import require_plots
 from aadml_jax.training import config as configuration
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import DIRECTIONS, bayes_reference, chance_map

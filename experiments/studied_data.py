@@ -17,7 +17,7 @@ from aadml_jax.data import (
     stratified_folds,
     with_test_group,
 )
-from aadml_jax.data.hdf5 import array_of, open_file, read_rows
+from aadml_jax.data.readers.hdf5 import array_of, open_file, read_rows
 from aadml_jax.data.splits import keyed_order
 from aadml_jax.data.synthetic import SYNTHETIC, make_synthetic
 from aadml_jax.errors import UserError

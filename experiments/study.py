@@ -25,7 +25,7 @@ from absl import flags
 from aadml_jax.data import RetrievalDataset, with_train_fraction
 from aadml_jax.errors import UserError
 from aadml_jax.reports.page import Report
-from aadml_jax.reports.retrieval_sections import require_plots
+from aadml_jax.reports.retrieval import require_plots
 from aadml_jax.training import config as configuration
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import bayes_reference, chance_map

@@ -60,10 +60,10 @@ class ForkedRuns:
 
 
 def _serve(replies):
-    import aadml_jax.data.av_digits
-    import aadml_jax.data.clip_files
+    import aadml_jax.data.readers.av_digits
+    import aadml_jax.data.readers.clip_files
+    import aadml_jax.data.readers.video_records
     import aadml_jax.data.tfds_builders
-    import aadml_jax.data.tfrecords
     from experiments import command_line, prepare
 
     def main(program, arguments):
@@ -75,7 +75,7 @@ def _serve(replies):
             sys.argv += arguments[1:]
             exec(arguments[0], {"__name__": "__main__"})
         else:
-            open_av_digits = aadml_jax.data.av_digits.open_av_digits
+            open_av_digits = aadml_jax.data.readers.av_digits.open_av_digits
             command_line.run(lambda: open_av_digits(*arguments) and None)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """Audio-visual feature data on the host: checked NumPy arrays from files or from a generator."""
 
-from aadml_jax.data.catalog import (
+from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
+from aadml_jax.data.readers.catalog import (
     DATASETS,
     DatasetSpec,
     dataset_spec,
@@ -8,12 +9,14 @@ from aadml_jax.data.catalog import (
     open_dataset,
     reopen_dataset,
 )
-from aadml_jax.data.feature_files import load_feature_file, open_feature_file
-from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
+from aadml_jax.data.readers.feature_files import load_feature_file, open_feature_file
 from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset, shared_rows
 from aadml_jax.data.splits import (
     NUM_FOLDS,
+    class_balanced_rows,
+    representative_classes,
     stratified_folds,
+    with_class_balanced_rows,
     with_fold,
     with_test_group,
     with_train_fraction,
@@ -24,7 +27,6 @@ from aadml_jax.data.standardization import (
     identity_standardization,
     standardize,
 )
-from aadml_jax.data.strata import class_balanced_rows, representative_classes
 from aadml_jax.data.synthetic import (
     SYNTHETIC,
     SYNTHETIC_VEGAS,
@@ -60,6 +62,7 @@ __all__ = [
     "shared_rows",
     "standardize",
     "stratified_folds",
+    "with_class_balanced_rows",
     "with_fold",
     "with_test_group",
     "with_train_fraction",

@@ -8,7 +8,6 @@ import numpy as np
 
 from aadml_jax.data.paired_features import DIGEST_BYTES, PairedFeatures, StoredFeatures
 from aadml_jax.data.standardization import FeatureStandardization
-from aadml_jax.data.strata import class_balanced_rows
 from aadml_jax.data.validation import (
     require_a_class,
     require_columns,
@@ -149,29 +148,6 @@ class RetrievalDataset:
     def is_multi_label(self) -> bool:
         """Whether labels are multi-hot, bool [N, C], instead of class numbers, int32 [N]."""
         return self.train.labels.ndim == 2
-
-    def class_balanced_subset(self, max_train: int, max_test: int) -> "RetrievalDataset":
-        """The first rows of each class of either split, with their posteriors.
-
-        Args:
-          max_train: Most training rows to keep.
-          max_test: Most test rows to keep.
-
-        Raises:
-          UserError: A class would be left without a row.
-        """
-        train_rows, test_rows = (
-            class_balanced_rows(split.labels, max_rows, what=split.name)
-            for split, max_rows in ((self.train, max_train), (self.test, max_test))
-        )
-        posteriors = self.test_posteriors and tuple(p[test_rows] for p in self.test_posteriors)
-        return dataclasses.replace(
-            self,
-            train=self.train.select(train_rows),
-            test=self.test.select(test_rows),
-            test_posteriors=posteriors,
-            prepared=None,
-        )
 
     def loaded(self) -> "RetrievalDataset":
         """The same with all features in memory.

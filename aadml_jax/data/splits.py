@@ -1,4 +1,4 @@
-"""Other splits of a data set: stratified folds, and parts of the training rows.
+"""Other splits of a data set: stratified folds, parts of the training rows, balanced subsets.
 
 Which rows fall where depends on the rows' numbers, their classes and the seed alone: rows are
 ordered by a digest, whose value no library's version changes.
@@ -12,10 +12,13 @@ import numpy as np
 
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
-from aadml_jax.data.strata import representative_classes
+from aadml_jax.data.validation import checked_labels
 from aadml_jax.errors import UserError
 
 NUM_FOLDS = 5
+
+# Of the copy of labels that is held at once.
+_BLOCK_BYTES = 2**24
 
 
 def with_fold(dataset: RetrievalDataset, fold: int, *, seed: int = 0) -> RetrievalDataset:
@@ -143,6 +146,91 @@ def with_train_fraction(
     return dataclasses.replace(
         dataset, train=dataset.train.select(np.sort(np.concatenate(rows))), prepared=None
     )
+
+
+def with_class_balanced_rows(
+    dataset: RetrievalDataset, max_train: int, max_test: int
+) -> RetrievalDataset:
+    """Keeps the first rows of each class of either split, with their posteriors.
+
+    Args:
+      dataset: to choose from.
+      max_train: most training rows to keep.
+      max_test: most test rows to keep.
+
+    Raises:
+      UserError: if a class would be left without a row.
+    """
+    train_rows, test_rows = (
+        class_balanced_rows(split.labels, max_rows, what=split.name)
+        for split, max_rows in ((dataset.train, max_train), (dataset.test, max_test))
+    )
+    posteriors = dataset.test_posteriors and tuple(p[test_rows] for p in dataset.test_posteriors)
+    return dataclasses.replace(
+        dataset,
+        train=dataset.train.select(train_rows),
+        test=dataset.test.select(test_rows),
+        test_posteriors=posteriors,
+        prepared=None,
+    )
+
+
+def representative_classes(labels: np.ndarray) -> np.ndarray:
+    """One class for each clip: its own, or the rarest of several.
+
+    The rarest is that with the fewest of these rows, the lowest number among equals. So a rare
+    class keeps the few clips it has, however frequent their other classes are.
+
+    Args:
+      labels: Class numbers from 0, [N], or multi-hot rows of 0 and 1, [N, C], with a class in each.
+
+    Returns:
+      int32 [N].
+
+    Raises:
+      UserError: A label is neither.
+    """
+    labels = checked_labels(labels, what="labels")
+    if labels.ndim == 1:
+        return labels
+    rarest_first = np.argsort(labels.sum(axis=0), kind="stable").astype(np.int32)
+    block_rows = max(1, _BLOCK_BYTES // labels.shape[1])
+    firsts = [
+        np.argmax(labels[start : start + block_rows, rarest_first], axis=1)
+        for start in range(0, len(labels), block_rows)
+    ]
+    return rarest_first[np.concatenate(firsts)]
+
+
+def class_balanced_rows(labels: np.ndarray, max_rows: int, *, what: str) -> np.ndarray:
+    """The first rows of each class, for a smoke run.
+
+    Rows are dealt to the classes in turn, each taking its next row in file order, until `max_rows`
+    are dealt: counts differ by one at most, except where a class has no more rows. A clip of
+    several classes counts for its representative one, see `representative_classes`.
+
+    Args:
+      labels: Class numbers, integers [N], or multi-hot, bool [N, C].
+      max_rows: Most rows to keep.
+      what: What the message calls these rows.
+
+    Returns:
+      The chosen row numbers in file order; all of them if there are no more than `max_rows`.
+
+    Raises:
+      UserError: `max_rows` leaves a class without a row.
+    """
+    labels = representative_classes(labels)
+    classes, counts = np.unique(labels, return_counts=True)
+    if max_rows < len(classes):
+        raise UserError(
+            f"{max_rows} rows cannot represent the {len(classes)} classes of {what}; "
+            f"keep at least {len(classes)} rows"
+        )
+    by_class = np.argsort(labels, kind="stable")
+    turns = np.concatenate([np.arange(count) for count in counts])
+    dealt = by_class[np.argsort(turns, kind="stable")]
+    return np.sort(dealt[:max_rows])
 
 
 def rows_in_shares_of(labels: np.ndarray, like: np.ndarray, *, seed: int = 0) -> np.ndarray:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from aadml_jax.errors import UserError
-from aadml_jax.reports import _markdown
+from aadml_jax.reports import markdown
 from aadml_jax.reports.statistics import MeanAndSpread, PairedDifference
 
 Cell = str | int | float | None | MeanAndSpread | PairedDifference
@@ -90,17 +90,14 @@ class Table:
         Numbers are rounded as `cell_text` says; columns of numbers are aligned to the right.
         """
         lines = [
-            f"**{_markdown.escape(self.title)}**",
+            f"**{markdown.escape(self.title)}**",
             "",
-            _markdown_row(_markdown.escape(name) for name in self.columns),
+            _markdown_row(markdown.escape(name) for name in self.columns),
             "|" + "".join("---:|" if numeric else "---|" for numeric in self.numeric_columns()),
-            *(
-                _markdown_row(_markdown.escape(cell_text(cell)) for cell in row)
-                for row in self.rows
-            ),
+            *(_markdown_row(markdown.escape(cell_text(cell)) for cell in row) for row in self.rows),
         ]
         if self.note:
-            lines += ["", _markdown.paragraph(self.note)]
+            lines += ["", markdown.paragraph(self.note)]
         return "\n".join(lines) + "\n"
 
     def csv(self) -> str:

@@ -19,11 +19,11 @@ from aadml_jax.data import (
     NUM_FOLDS,
     RetrievalDataset,
     dataset_spec,
+    with_class_balanced_rows,
     with_fold,
     with_train_fraction,
 )
 from aadml_jax.errors import UserError
-from aadml_jax.metrics import SIMILARITIES
 from aadml_jax.objective import (
     NEIGHBORS_FROM,
     PROXY_ROLES,
@@ -32,8 +32,8 @@ from aadml_jax.objective import (
     aadml_objective,
     class_proxy_objective,
 )
+from aadml_jax.similarity import DISTANCES, SIMILARITIES
 from aadml_jax.training.named_losses import (
-    DISTANCES,
     LABEL_LOSSES,
     NAMED_LOSSES,
     compared_by,
@@ -613,8 +613,10 @@ def apply_splits(config: TrainConfig, dataset: RetrievalDataset) -> RetrievalDat
     if not config.smoke:
         return dataset
     # Where there are more classes than rows, one row of each is the least.
-    return dataset.class_balanced_subset(
-        max(SMOKE_TRAIN_ROWS, dataset.num_classes), max(SMOKE_TEST_ROWS, dataset.num_classes)
+    return with_class_balanced_rows(
+        dataset,
+        max(SMOKE_TRAIN_ROWS, dataset.num_classes),
+        max(SMOKE_TEST_ROWS, dataset.num_classes),
     )
 
 

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 from scipy import sparse
 
 from aadml_jax._arrays import Array
+from aadml_jax.cross_modal import cross_modal_report, sharded_cross_modal_report
 from aadml_jax.data import PairedFeatures
-from aadml_jax.metrics import cross_modal_report, cross_modal_report_of_shares
 from aadml_jax.models import TwoTowers
 from aadml_jax.training.parallel import AXIS, Placement
 
@@ -151,7 +151,7 @@ def _report_of_shares(
         params: Any, audio: Array, visual: Array, labels: Array, is_real: Array
     ) -> dict[str, Any]:
         outputs = outputs_in_blocks(model, params, audio, visual)
-        return cross_modal_report_of_shares(
+        return sharded_cross_modal_report(
             *outputs, labels, is_real, similarity=similarity, ks=ks, axis_name=AXIS
         )
 

@@ -63,12 +63,6 @@ NAMED_LOSSES: dict[str, NamedLoss] = {
     "smooth_ap": NamedLoss(losses.smooth_ap_loss, {"temperature": 0.05}, on_similarities=True),
 }
 
-DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
-    "cosine": similarity.cosine_distance,
-    "euclidean": similarity.euclidean_distance,
-    "squared_euclidean": similarity.squared_euclidean_distance,
-}
-
 LABEL_LOSSES: dict[str, Callable[[Array, Array], Array]] = {
     "squared": label_losses.squared_label_loss,
     "cross_entropy": label_losses.cross_entropy_label_loss,
@@ -79,7 +73,7 @@ def compared_by(loss: str, distance: str) -> Callable[[Array, Array], Array]:
     """What makes the matrix that a loss takes: the cosine similarity, or the named distance."""
     if NAMED_LOSSES[loss].on_similarities:
         return similarity.cosine_similarity
-    return DISTANCES[distance]
+    return similarity.DISTANCES[distance]
 
 
 def named_loss(name: str, parameters: Mapping[str, Any]) -> Callable[..., Array]:

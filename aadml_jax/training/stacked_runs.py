@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from aadml_jax._arrays import Array
 from aadml_jax._random import fixed_generator, seed_key
-from aadml_jax.metrics import cross_modal_report
+from aadml_jax.cross_modal import cross_modal_report
 from aadml_jax.objective import Objective
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import outputs_in_blocks

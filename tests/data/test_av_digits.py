@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from written_by_hand import idx, pictures, recordings, wav
 
-from aadml_jax.data.av_digits import open_av_digits
-from aadml_jax.data.catalog import AV_DIGITS_FILES, AV_DIGITS_RECORDINGS
-from aadml_jax.data.idx import read_idx
-from aadml_jax.data.spoken_digits import log_mel_summary, read_recording
+from aadml_jax.data.readers.av_digits import FILE_NAMES, NUM_RECORDINGS, open_av_digits
+from aadml_jax.data.readers.idx import read_idx
+from aadml_jax.data.readers.spoken_digits import log_mel_summary, read_recording
 
 REFERENCE = pathlib.Path(__file__).parents[3] / "shared" / "data" / "fsdd_mnist.h5"
 IMAGES, DIGITS = pictures()
@@ -168,8 +167,8 @@ def test_published_files_give_the_reference():
     folder = os.environ.get("AADML_TEST_FSDD")
     if not folder or not REFERENCE.exists():
         pytest.skip(f"AADML_TEST_FSDD names no folder of the sources, or {REFERENCE} is absent")
-    paths = [pathlib.Path(folder) / name for name in AV_DIGITS_FILES]
-    dataset = open_av_digits(*paths, num_recordings=AV_DIGITS_RECORDINGS)
+    paths = [pathlib.Path(folder) / name for name in FILE_NAMES]
+    dataset = open_av_digits(*paths, num_recordings=NUM_RECORDINGS)
     pixels = read_idx(paths[1], num_dimensions=3)
     pixels = pixels.reshape(len(pixels), -1)
     images = {image.tobytes() for image in pixels}

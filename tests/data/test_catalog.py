@@ -13,7 +13,7 @@ from aadml_jax.data import (
     open_dataset,
     reopen_dataset,
 )
-from aadml_jax.data import catalog as catalog_module
+from aadml_jax.data.readers import catalog as catalog_module
 from aadml_jax.errors import UserError
 
 

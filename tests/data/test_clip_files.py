@@ -8,8 +8,8 @@ import pytest
 from damaged_clips import clip_set
 from written_by_hand import CLIP_LABELS, IDS, clip_list, features, npy, npy_of, npz
 
-from aadml_jax.data.clip_files import open_clip_files
-from aadml_jax.data.npy_files import read_npy
+from aadml_jax.data.readers.clip_files import open_clip_files
+from aadml_jax.data.readers.npy_files import read_npy
 from aadml_jax.errors import UserError
 
 SPLITS = ("train",) * 4 + ("test",) * 2

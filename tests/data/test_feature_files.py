@@ -75,7 +75,7 @@ def test_table_is_split_by_its_marks(tmp_path, marks, split_key):
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", ">f8", "i1", ">i4", "<u2"])
 @pytest.mark.parametrize("block_bytes", [1, 200, 2**20])
 def test_time_is_averaged_in_float64(tmp_path, monkeypatch, dtype, block_bytes):
-    monkeypatch.setattr("aadml_jax.data.feature_files._BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("aadml_jax.data.readers.feature_files._BLOCK_BYTES", block_bytes)
     content = six_keys()
     random = np.random.default_rng(2)
     # Float16 sums of these would lose the small values, and then overflow.
@@ -336,7 +336,7 @@ def test_truncated_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(("chunk_index", "rows"), [(1, "rows 4 to 7"), (2, "rows 8 to 8")])
 def test_damage_inside_an_array_is_named_with_its_rows(tmp_path, monkeypatch, chunk_index, rows):
-    monkeypatch.setattr("aadml_jax.data.feature_files._BLOCK_BYTES", 4 * 3 * 4)
+    monkeypatch.setattr("aadml_jax.data.readers.feature_files._BLOCK_BYTES", 4 * 3 * 4)
     path = tmp_path / "damaged.h5"
     with h5py.File(path, "w") as file:
         for key, value in six_keys().items():

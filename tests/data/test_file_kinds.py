@@ -24,12 +24,12 @@ from written_by_hand import clip_list, idx, npy, npz, pictures, record, video, w
 
 from aadml_jax._files import reading
 from aadml_jax.data import load_feature_file
-from aadml_jax.data.av_digits import open_av_digits
-from aadml_jax.data.clip_files import open_clip_files
-from aadml_jax.data.file_kinds import kind_of
-from aadml_jax.data.idx import read_idx
-from aadml_jax.data.npy_files import read_npy, read_npz
-from aadml_jax.data.tfrecords import open_video_records
+from aadml_jax.data.readers.av_digits import open_av_digits
+from aadml_jax.data.readers.clip_files import open_clip_files
+from aadml_jax.data.readers.file_kinds import kind_of
+from aadml_jax.data.readers.idx import read_idx
+from aadml_jax.data.readers.npy_files import read_npy, read_npz
+from aadml_jax.data.readers.video_records import open_video_records
 from aadml_jax.errors import UserError
 
 ARRAYS = {"audio_train": np.ones((4, 3)), "lab_train": np.arange(4)}

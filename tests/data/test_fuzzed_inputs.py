@@ -23,11 +23,11 @@ from written_by_hand import (
     wav,
 )
 
-from aadml_jax.data.clip_files import open_clip_files
-from aadml_jax.data.idx import read_idx
-from aadml_jax.data.npy_files import read_npy, read_npz
-from aadml_jax.data.spoken_digits import log_mel_summary, read_recording
-from aadml_jax.data.tfrecords import open_video_records
+from aadml_jax.data.readers.clip_files import open_clip_files
+from aadml_jax.data.readers.idx import read_idx
+from aadml_jax.data.readers.npy_files import read_npy, read_npz
+from aadml_jax.data.readers.spoken_digits import log_mel_summary, read_recording
+from aadml_jax.data.readers.video_records import open_video_records
 from aadml_jax.errors import UserError
 
 LONGEST_SECONDS = 2

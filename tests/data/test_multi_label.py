@@ -9,6 +9,7 @@ from aadml_jax.data import (
     StoredFeatures,
     fit_standardization,
     standardize,
+    with_class_balanced_rows,
 )
 from aadml_jax.errors import UserError
 
@@ -126,7 +127,7 @@ def test_splits_that_do_not_fit_are_named_in_one_line(train, test, words):
 
 def test_a_subset_keeps_rows_and_classes_together():
     dataset = made(multi_hot(30), multi_hot(20, seed=1))
-    subset = dataset.class_balanced_subset(9, 6)
+    subset = with_class_balanced_rows(dataset, 9, 6)
     assert (len(subset.train), len(subset.test)) == (9, 6)
     for part, whole in ((subset.train, dataset.train), (subset.test, dataset.test)):
         places = [np.flatnonzero((whole.audio == row).all(axis=1))[0] for row in part.audio]

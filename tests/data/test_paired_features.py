@@ -7,6 +7,7 @@ from aadml_jax.data import (
     StoredFeatures,
     fit_standardization,
     standardize,
+    with_class_balanced_rows,
 )
 from aadml_jax.data.standardization import measure_standardization
 from aadml_jax.errors import UserError
@@ -312,7 +313,7 @@ def test_subset_of_a_data_set_keeps_rows_labels_and_posteriors_together():
     test = PairedFeatures(np.arange(5.0)[:, None], np.ones((5, 2)), [2, 2, 0, 1, 0])
     posteriors = np.random.default_rng(0).random((2, 5, 3))
     dataset = RetrievalDataset("d", train, test, 3, "here", tuple(posteriors))
-    subset = dataset.class_balanced_subset(4, 3)
+    subset = with_class_balanced_rows(dataset, 4, 3)
     assert subset.train.audio[:, 0].tolist() == [0, 1, 2, 3]
     assert subset.test.audio[:, 0].tolist() == [0, 2, 3]
     assert subset.test.labels.tolist() == [2, 0, 1]

@@ -16,11 +16,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from aadml_jax.data import PairedFeatures, RetrievalDataset, StoredFeatures, open_feature_file
-from aadml_jax.data.feature_writing import write_feature_file
-from aadml_jax.data.staging import stage
-from aadml_jax.data.summary import summarize
+from aadml_jax.data.readers.tfds_folders import open_tfds_folder
 from aadml_jax.data.tfds_builders import write_tfds_folder
-from aadml_jax.data.tfds_folders import open_tfds_folder
+from aadml_jax.data.writers.feature_file import write_feature_file
+from aadml_jax.data.writers.staging import stage
+from aadml_jax.data.writers.summary import summarize
 from aadml_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).parent
@@ -54,8 +54,8 @@ class Source:
 @pytest.fixture
 def small_shards(monkeypatch):
     """Several shards of few rows, which are not held in memory either."""
-    monkeypatch.setattr("aadml_jax.data.staging._HELD_BYTES", 0)
-    monkeypatch.setattr("aadml_jax.data.shards._SHARD_BYTES", 10 * ROW_BYTES)
+    monkeypatch.setattr("aadml_jax.data.writers.staging._HELD_BYTES", 0)
+    monkeypatch.setattr("aadml_jax.data.writers.shards._SHARD_BYTES", 10 * ROW_BYTES)
 
 
 def sources(num_train=50, num_test=20):
@@ -204,7 +204,7 @@ def test_what_breaks_off_in_the_last_moments_costs_no_shard(
     with pytest.raises(KeyboardInterrupt):
         write_tfds_folder(dataset, tmp_path)
     monkeypatch.undo()
-    monkeypatch.setattr("aadml_jax.data.shards._SHARD_BYTES", 10 * ROW_BYTES)
+    monkeypatch.setattr("aadml_jax.data.writers.shards._SHARD_BYTES", 10 * ROW_BYTES)
     train.rows_read = []
     folder, _ = write_tfds_folder(dataset, tmp_path)
     assert train.rows_read == []
@@ -292,7 +292,7 @@ def test_the_names_of_classes_are_kept(tmp_path):
 @pytest.mark.full
 def test_a_writing_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path):
     code = (
-        "import sys, time, aadml_jax.data.shards as shards\n"
+        "import sys, time, aadml_jax.data.writers.shards as shards\n"
         "from test_shards import Source, sources\n"
         "from aadml_jax.data.tfds_builders import write_tfds_folder\n"
         "shards._SHARD_BYTES = 400\n"

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from aadml_jax.data import DATASETS, open_dataset, open_feature_file, tfds_builders
-from aadml_jax.data.catalog import AV_DIGITS_FILES
+from aadml_jax.data import DATASETS, open_dataset, open_feature_file
+from aadml_jax.data.readers import av_digits
+from aadml_jax.data.readers.av_digits import FILE_NAMES
+from aadml_jax.data.writers import tfds_builders
 from aadml_jax.errors import UserError
 
 RNG = np.random.default_rng(8)
@@ -100,23 +102,23 @@ def digit_files(tmp_path, monkeypatch):
     """Small files in the form of the pinned ones, pinned in their place."""
     folder = tmp_path / "by hand"
     folder.mkdir()
-    with zipfile.ZipFile(folder / AV_DIGITS_FILES[0], "w") as archive:
+    with zipfile.ZipFile(folder / FILE_NAMES[0], "w") as archive:
         for digit in range(10):
             for number in (3, 4, 5, 6, 7):
                 samples = RNG.normal(size=2000 + 100 * digit) * 2000
                 archive.writestr(f"free/recordings/{digit}_jo_{number}.wav", wav(samples))
     labels = np.arange(90, dtype=np.uint8) % 10
     images = RNG.integers(0, 256, (90, 28, 28)).astype(np.uint8)
-    (folder / AV_DIGITS_FILES[1]).write_bytes(idx(images))
-    (folder / AV_DIGITS_FILES[2]).write_bytes(idx(labels))
+    (folder / FILE_NAMES[1]).write_bytes(idx(images))
+    (folder / FILE_NAMES[2]).write_bytes(idx(labels))
     infos = {}
-    for name in AV_DIGITS_FILES:
+    for name in FILE_NAMES:
         content = (folder / name).read_bytes()
         infos[f"https://nowhere.invalid/{name}"] = tfds.download.checksums.UrlInfo(
             size=len(content), checksum=hashlib.sha256(content).hexdigest(), filename=name
         )
     monkeypatch.setattr(tfds_builders, "_PINS", infos)
-    monkeypatch.setattr(tfds_builders, "AV_DIGITS_RECORDINGS", 50)
+    monkeypatch.setattr(av_digits, "NUM_RECORDINGS", 50)
     return folder
 
 
@@ -133,13 +135,13 @@ def test_digits_are_built_from_files_fetched_by_hand(tmp_path, digit_files):
 
 
 def test_files_that_are_not_the_pinned_ones_are_refused(tmp_path, digit_files):
-    (digit_files / AV_DIGITS_FILES[1]).write_bytes(b"something else")
+    (digit_files / FILE_NAMES[1]).write_bytes(b"something else")
     with pytest.raises(UserError, match=r"t10k-images.* is not the file that is expected"):
         tfds_builders.fetch_av_digits(tmp_path, digit_files)
 
 
 def test_without_a_network_it_is_said_what_to_place_where(tmp_path, digit_files):
-    (digit_files / AV_DIGITS_FILES[2]).unlink()
+    (digit_files / FILE_NAMES[2]).unlink()
     with pytest.raises(UserError) as caught:
         tfds_builders.fetch_av_digits(tmp_path, digit_files)
     message = str(caught.value)
@@ -155,11 +157,11 @@ def test_files_of_an_earlier_download_are_found_again(tmp_path, digit_files):
 
 def test_pins_are_complete():
     pinned = {info.filename: info for info in tfds_builders._PINS.values()}
-    assert set(pinned) == set(AV_DIGITS_FILES)
+    assert set(pinned) == set(FILE_NAMES)
     for info in pinned.values():
         assert len(bytes.fromhex(info.checksum)) == 32 and info.size > 1000
     # Of MNIST's files TFDS itself knows the sums.
     known = pathlib.Path(tfds.__file__).with_name("url_checksums").joinpath("mnist.txt").read_text()
-    for name in AV_DIGITS_FILES[1:]:
+    for name in FILE_NAMES[1:]:
         assert pinned[name].checksum in known
     assert pathlib.Path(tfds_builders.__file__).with_name("checksums.tsv").is_file()

@@ -17,9 +17,10 @@ from aadml_jax.data import (
     fit_standardization,
     open_dataset,
     reopen_dataset,
+    with_class_balanced_rows,
 )
+from aadml_jax.data.readers.tfds_folders import newest_version, open_tfds_folder
 from aadml_jax.data.tfds_builders import write_tfds_folder
-from aadml_jax.data.tfds_folders import newest_version, open_tfds_folder
 from aadml_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -83,7 +84,7 @@ def test_facts_are_those_of_the_source(folder):
         dataset.prepared.standardization, fit_standardization(MADE.train), strict=True
     ):
         np.testing.assert_array_equal(stored, measured)
-    assert dataset.class_balanced_subset(10, 5).prepared is None
+    assert with_class_balanced_rows(dataset, 10, 5).prepared is None
 
 
 def test_a_folder_knows_which_features_are_nearly_constant(tmp_path):
@@ -150,7 +151,7 @@ def test_the_newest_version_is_the_largest_number(tmp_path):
         (tmp_path / "x" / version).mkdir(parents=True)
         (tmp_path / "x" / version / "dataset_info.json").touch()
     (tmp_path / "x" / "2.0.0").mkdir()
-    assert newest_version(tmp_path, "x").name == "1.10.0"
+    assert newest_version(tmp_path, "x", origin="x").name == "1.10.0"
 
 
 def test_a_data_set_is_written_by_one_process_at_a_time(tmp_path):
@@ -183,7 +184,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
 
 
 def test_several_shards_keep_the_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("aadml_jax.data.shards._SHARD_BYTES", 4 * 203 * 6)
+    monkeypatch.setattr("aadml_jax.data.writers.shards._SHARD_BYTES", 4 * 203 * 6)
     folder, _ = write_tfds_folder(MADE, tmp_path)
     assert len(list(folder.glob("*train*"))) == 7
     train = open_tfds_folder(folder).train
@@ -213,7 +214,7 @@ def test_an_interrupted_writing_leaves_nothing_that_counts(tmp_path, capsys):
     with pytest.raises(UserError, match="the source is gone"):
         write_tfds_folder(broken, tmp_path)
     with pytest.raises(UserError, match="holds no data set"):
-        newest_version(tmp_path, "made_here")
+        newest_version(tmp_path, "made_here", origin="made_here")
     leftover = tmp_path / "made_here" / "incomplete.ABCDEF_1.0.0"
     leftover.mkdir(parents=True, exist_ok=True)
     capsys.readouterr()
@@ -283,7 +284,7 @@ def test_damage_is_named_in_one_line(folder, damage):
 
 def test_tensorflow_is_not_imported(folder):
     code = (
-        "import sys; from aadml_jax.data.tfds_folders import open_tfds_folder; "
+        "import sys; from aadml_jax.data.readers.tfds_folders import open_tfds_folder; "
         f"open_tfds_folder({str(folder)!r}).train.take([0]); assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

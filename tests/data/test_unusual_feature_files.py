@@ -60,7 +60,7 @@ def test_a_table_with_marks_of_any_length_of_text(tmp_path):
 
 
 def test_constant_arrays_compressed_at_best_are_not_taken_for_lies(tmp_path, monkeypatch):
-    monkeypatch.setattr("aadml_jax.data.hdf5._ALWAYS_ALLOWED_BYTES", 0)
+    monkeypatch.setattr("aadml_jax.data.readers.hdf5._ALWAYS_ALLOWED_BYTES", 0)
     rows, path = 10**6, tmp_path / "constant.h5"
     labels = np.zeros(rows, np.int64)
     labels[rows // 2 :] = 1

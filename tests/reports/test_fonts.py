@@ -4,8 +4,7 @@ import pathlib
 
 import pytest
 
-from aadml_jax.reports import _fonts
-from aadml_jax.reports.figures import draw_bars, write_figure
+from aadml_jax.reports.figures import draw_bars, fonts, write_figure
 
 font_manager = pytest.importorskip("matplotlib.font_manager")
 
@@ -42,10 +41,10 @@ def only_own_fonts(monkeypatch):
     entries = [entry for entry in manager.ttflist if pathlib.Path(entry.fname).parent == own]
     monkeypatch.setattr(manager, "ttflist", entries)
     monkeypatch.setattr(font_manager, "findSystemFonts", list)
-    monkeypatch.setattr(_fonts, "_told", set())
-    _fonts._families_with.cache_clear()
+    monkeypatch.setattr(fonts, "_told", set())
+    fonts._families_with.cache_clear()
     yield manager
-    _fonts._families_with.cache_clear()
+    fonts._families_with.cache_clear()
 
 
 def bars(*names):
@@ -112,5 +111,5 @@ def test_figures_of_other_makers_get_the_fonts_when_they_are_written(tmp_path, o
 
 
 def test_wide_characters_take_two_places_of_the_legend():
-    assert _fonts.drawn_width("cat") == 3
-    assert _fonts.drawn_width("猫 cat") == 6
+    assert fonts.drawn_width("cat") == 3
+    assert fonts.drawn_width("猫 cat") == 6

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aadml_jax.reports import _markdown
+from aadml_jax.reports import markdown
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from aadml_jax.reports import _markdown
     ],
 )
 def test_signs_within_a_line(text, escaped):
-    assert _markdown.escape(text) == escaped
+    assert markdown.escape(text) == escaped
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_signs_within_a_line(text, escaped):
     ],
 )
 def test_paragraphs_keep_code_and_open_no_block(text, escaped):
-    assert _markdown.paragraph(text) == escaped
+    assert markdown.paragraph(text) == escaped

@@ -13,9 +13,9 @@ pytest.importorskip("matplotlib")
 import sample_report
 
 from aadml_jax.errors import UserError
-from aadml_jax.reports import page
 from aadml_jax.reports.figures import draw_bars
 from aadml_jax.reports.page import Report
+from aadml_jax.reports.page import report as report_module
 from aadml_jax.reports.statistics import MeanAndSpread, PairedDifference
 from aadml_jax.reports.tables import Table
 
@@ -291,13 +291,13 @@ def test_page_is_written_last(tmp_path, monkeypatch):
     section.figure("f", small_figure(), "c")
     section.table(Table("t", ["a"], [[1]]))
     written = []
-    real = page.written_as_a_whole
+    real = report_module.written_as_a_whole
 
     def noted(path, mode):
         written.append(path.name)
         return real(path, mode)
 
-    monkeypatch.setattr(page, "written_as_a_whole", noted)
+    monkeypatch.setattr(report_module, "written_as_a_whole", noted)
     report.write(tmp_path)
     assert written == ["numbers.json", "t.csv", "report.md", "report.html"]
 

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
 from aadml_jax.errors import UserError
-from aadml_jax.reports.projection import joint_projection
+from aadml_jax.reports.retrieval import joint_projection
 
 
 def clusters(seed, num_clips=60, dim=5, noise=0.05):

@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 
 from aadml_jax.errors import UserError
 from aadml_jax.reports.page import Report
-from aadml_jax.reports.retrieval_sections import add_retrieval_sections, require_plots
+from aadml_jax.reports.retrieval import add_retrieval_sections, require_plots
 
 NAMES = ("bell", "dog", "rain", "no clip", "train")
 ARROWS = ("audio→visual", "visual→audio")
@@ -50,7 +50,7 @@ def cosines(a, b):
 
 
 def test_tables_hold_what_loops_find(tmp_path, monkeypatch):
-    monkeypatch.setattr("aadml_jax.reports.retrieval_sections._BLOCK_ROWS", 10)
+    monkeypatch.setattr("aadml_jax.reports.retrieval.sections._BLOCK_ROWS", 10)
     audio, visual, labels = clips(0)
     tables, text = written(tmp_path, audio, visual, labels, NAMES, count=4, top=5)
     counts = [int(np.sum(labels == number)) for number in range(5)]

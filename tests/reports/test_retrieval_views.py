@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix
 
-from aadml_jax.reports import retrieval_views as views
+from aadml_jax.reports.retrieval import views
 
 
 def random_case(seed, n=23, m=31, num_classes=4):

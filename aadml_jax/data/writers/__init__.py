@@ -1,0 +1,1 @@
+"""Writers: feature files and folders of TFDS, complete or not there at all."""

@@ -1,0 +1,5 @@
+"""A report as one HTML page without external parts, with Markdown and numbers beside it."""
+
+from aadml_jax.reports.page.report import Report, Section
+
+__all__ = ["Report", "Section"]
