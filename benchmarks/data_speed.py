@@ -33,8 +33,8 @@ from aadml_jax.data.readers.tfds_folders import open_tfds_folder
 from aadml_jax.data.readers.video_records import open_video_records
 from aadml_jax.data.tfds_builders import write_tfds_folder
 from aadml_jax.data.writers.feature_file import write_feature_file
-from aadml_jax.training.config import TrainConfig
-from aadml_jax.training.held_data import hold
+from aadml_jax.training.config import RecipeConfig
+from aadml_jax.training.local_data import load_local_data
 from aadml_jax.training.parallel import one_device
 from aadml_jax.training.state import build_model, build_optimizer, init_state, run_keys
 from aadml_jax.training.step import make_run_steps, make_train_step
@@ -116,14 +116,14 @@ def make_prepare(
 
 def put_on_device(dataset: RetrievalDataset) -> None:
     """Reads, standardises and places the training rows, as a run does before its first step."""
-    data, placement = hold(dataset), one_device()
+    data, placement = load_local_data(dataset), one_device()
     jax.block_until_ready(placement.put_rows(data.train, data.num_train))
 
 
 def make_epoch(dataset: RetrievalDataset, batch_size: int, *, streamed: bool) -> Callable:
     """A function that trains an epoch, its rows held or streamed."""
-    config, placement = TrainConfig(), one_device()
-    data = hold(dataset, streamed=streamed)
+    config, placement = RecipeConfig(), one_device()
+    data = load_local_data(dataset, streamed=streamed)
     step = make_train_step(
         build_model(config, _CLASSES), build_optimizer(config), config.objective()
     )

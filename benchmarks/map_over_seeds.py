@@ -8,7 +8,6 @@ a folder of its own that is removed afterwards.
 """
 
 import contextlib
-import dataclasses
 import io
 import statistics
 import tempfile
@@ -16,43 +15,33 @@ import time
 
 from absl import flags
 
-from aadml_jax.data import load_dataset
 from aadml_jax.errors import UserError
-from aadml_jax.training import config as configuration
+from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import DIRECTIONS
-from aadml_jax.training.held_data import hold
+from aadml_jax.training.local_data import load_local_data
 from aadml_jax.training.loop import run_training
 from aadml_jax.training.run_folder import RunFolder, versions
+from aadml_jax.training.setup import set_up
 from experiments import command_line
 
-command_line.define_flags(configuration.TrainConfig)
-flags.adopt_module_key_flags(command_line)  # so that --help lists them
 _SEEDS = flags.DEFINE_integer("seeds", 5, "number of seeds: 0, 1, …", lower_bound=2)
 
 
 def main() -> None:
     """Runs all seeds of both variants and prints mean ± standard deviation."""
-    config, explicit = command_line.config_from_flags(configuration.TrainConfig)
-    configuration.check(config)
+    config, explicit = command_line.options_from_flags(TrainConfig)
     for name in explicit & {"workdir", "seed", "anchor_aware"}:
         raise UserError(f"--{name} is set by this benchmark; leave it out")
-    if config.deterministic:
+    if config.recipe.deterministic:
         command_line.set_up_determinism()
-    command_line.set_up_compilation_cache(config.compilation_cache)
-    config = configuration.apply_presets(config, explicit)
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=config.data_dir,
-        features_file=config.features_file,
-        multi_label=config.multi_label,
-    )
-    dataset = configuration.apply_splits(config, dataset)
-    config = configuration.resolve(config, len(dataset.train))
-    data = hold(dataset, standardized=config.standardize)
+    command_line.set_up_compilation_cache(config.launch.compilation_cache)
+    config, dataset = set_up(config, explicit)
+    data = load_local_data(dataset, standardized=config.recipe.standardize)
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
     print(
-        f"{dataset.name}: {len(dataset.train)} / {len(dataset.test)} rows, {config.epochs} epochs, "
-        f"batch size {config.batch_size}, {_SEEDS.value} seeds\n"
+        f"{dataset.name}: {len(dataset.train)} / {len(dataset.test)} rows, "
+        f"{config.launch.epochs} epochs, batch size {config.recipe.batch_size}, "
+        f"{_SEEDS.value} seeds\n"
     )
     print(f"{'MAP':22}{'audio→visual':>16}{'visual→audio':>16}{'mean':>16}{'s a run':>9}")
     result = {}
@@ -61,9 +50,7 @@ def main() -> None:
         for seed in range(_SEEDS.value):
             started = time.monotonic()
             with tempfile.TemporaryDirectory() as workdir, RunFolder(workdir) as folder:
-                one = dataclasses.replace(
-                    config, workdir=workdir, seed=seed, anchor_aware=anchor_aware
-                )
+                one = config.replace(workdir=workdir, seed=seed, anchor_aware=anchor_aware)
                 with contextlib.redirect_stdout(io.StringIO()):
                     result = run_training(one, data, folder)
             maps.append(result["map"])
@@ -84,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, flags_of=[TrainConfig])

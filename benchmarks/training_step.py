@@ -26,7 +26,7 @@ from absl import flags
 
 from aadml_jax.data import FeatureStandardization
 from aadml_jax.errors import UserError
-from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.state import (
     TrainState,
     build_model,
@@ -58,7 +58,7 @@ _PRODUCTS = ("matrix product", "PyTorch: matrix product")
 _NO_STEPS = "aadml_jax: a call of no steps"
 
 # The losses' parameters are fixed here: the peers' are, and defaults may move.
-_TRIPLET = TrainConfig(loss="triplet", margin=1.0)
+_TRIPLET = RecipeConfig(loss="triplet", margin=1.0)
 _PLAIN = dataclasses.replace(_TRIPLET, anchor_aware=False)
 _OURS = {
     "AA triplet": _TRIPLET,
@@ -85,7 +85,7 @@ _PEERS = (
 _COMPILED_PEER = ("PyTorch: AA triplet, one argsort, compiled", "AA triplet", 1)
 
 
-def dense_flops(config: TrainConfig, batch_size: int) -> float:
+def dense_flops(config: RecipeConfig, batch_size: int) -> float:
     """Floating-point operations of the towers' matrix products in one step.
 
     Each layer multiplies once forward and twice backward, except that the first needs no derivative
@@ -109,7 +109,7 @@ def make_data(rows: int) -> Batch:
     )
 
 
-def make_state(config: TrainConfig) -> TrainState:
+def make_state(config: RecipeConfig) -> TrainState:
     """The state before the first step."""
     identity = FeatureStandardization(
         np.zeros(_AUDIO_DIM), np.ones(_AUDIO_DIM), np.zeros(_VISUAL_DIM), np.ones(_VISUAL_DIM)
@@ -117,7 +117,7 @@ def make_state(config: TrainConfig) -> TrainState:
     return init_state(config, num_classes=_CLASSES, standardization=identity)
 
 
-def make_steps(config: TrainConfig, data: Batch, batch_size: int, steps: int) -> Callable:
+def make_steps(config: RecipeConfig, data: Batch, batch_size: int, steps: int) -> Callable:
     """A function that trains `steps` steps, at most an epoch."""
     state = [make_state(config)]
     step = make_train_step(
@@ -149,7 +149,7 @@ def make_peer_product() -> Callable[[], object]:
     return lambda: torch.mm(a, b)
 
 
-def _our_loss(params: dict, batch: Batch, config: TrainConfig, reduction: str) -> float:
+def _our_loss(params: dict, batch: Batch, config: RecipeConfig, reduction: str) -> float:
     """The objective without dropout, its metric loss reduced as a peer does it."""
     outputs = build_model(config, _CLASSES).apply({"params": params}, batch.audio, batch.visual)
     loss, parts = config.objective()(*outputs, batch.labels)
@@ -167,7 +167,7 @@ def _orders(rows: int, seed: int, epochs: int = 4) -> list[np.ndarray]:
 
 def make_peer_steps(
     losses: Mapping[str, Sequence],
-    config: TrainConfig,
+    config: RecipeConfig,
     place: int,
     data: Batch,
     batch_size: int,
@@ -285,7 +285,7 @@ def _print_steps(
         ("note", -1),
     )
     for result in results:
-        flops = dense_flops(TrainConfig(), batch_size)
+        flops = dense_flops(RecipeConfig(), batch_size)
         is_product = result.subject.name in _PRODUCTS
         rate = samples = share = "–"
         if not result.reason and result.subject.name != _NO_STEPS:
@@ -342,7 +342,7 @@ def main() -> None:
                 processors=[steps * seconds for seconds in result.processors],
             ).cells(scale=1, digits=2)
             if not result.reason:
-                share = f"{dense_flops(TrainConfig(), batch_size) / result.wall / peak:.0%}"
+                share = f"{dense_flops(RecipeConfig(), batch_size) / result.wall / peak:.0%}"
                 samples = f"{batch_size / result.wall:,.0f}"
             table.row(result.subject.name, *cells, share, samples, result.remark)
 

@@ -10,7 +10,6 @@ import socket
 import sys
 import tempfile
 import traceback
-import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from aadml_jax._files import expanded_home, home_folder, local_path
 from aadml_jax.errors import UserError, one_line
+from aadml_jax.training.settings import type_of_values
 
 USER_MISTAKE = 2
 _SECONDS_TO_JOIN = 120
@@ -30,22 +30,26 @@ _SECONDS_WITHOUT_A_SIGN = 30
 _ADDRESSES = frozenset({"coordinator_address"})
 
 
-def define_flags(config_class: type) -> None:
-    """Defines one absl flag per field: name, type, default, choices and help from the field."""
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
+def define_flags(options_class: type) -> None:
+    """Defines one absl flag per setting: name, type, default, choices and help from the field.
+
+    Args:
+      options_class: a dataclass of settings (see `setting`), or of parts that are such dataclasses.
+    """
+    for field, kind in _settings_of(options_class):
         help_text = field.metadata["help"]
-        kind = _value_type(hints[field.name])
         if choices := field.metadata.get("choices"):
             flags.DEFINE_enum(field.name, field.default, list(choices), help_text)
         elif kind is tuple:
-            text = ",".join(map(str, field.default))
+            is_of_numbers = all(isinstance(item, int) for item in field.default or ("",))
+            text = None if field.default is None else ",".join(map(str, field.default))
             flags.DEFINE_list(field.name, text, help_text)
-            flags.register_validator(
-                field.name,
-                lambda items: all(item.strip().isdecimal() for item in items),
-                message="must be whole numbers separated by commas, such as 1024,1024",
-            )
+            if is_of_numbers:
+                flags.register_validator(
+                    field.name,
+                    lambda items: all(item.strip().isdecimal() for item in items),
+                    message="must be whole numbers separated by commas, such as 1024,1024",
+                )
         elif kind is Mapping:
             flags.DEFINE_list(field.name, None, help_text)
             flags.register_validator(
@@ -64,6 +68,17 @@ def define_flags(config_class: type) -> None:
             define(field.name, field.default, help_text)
 
 
+def _settings_of(options_class: type) -> Iterator[tuple[dataclasses.Field, type]]:
+    """The settings of a dataclass and of its parts, with the types of their values."""
+    hints = typing.get_type_hints(options_class)
+    for field in dataclasses.fields(options_class):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _settings_of(hint)
+        else:
+            yield field, type_of_values(hint)
+
+
 def _are_assignments(items: Sequence[str] | None) -> bool:
     pairs = [item.partition("=") for item in items or ()]
     names = [name.strip() for name, _, _ in pairs]
@@ -74,29 +89,37 @@ def _are_assignments(items: Sequence[str] | None) -> bool:
     return are_finite and all(map(str.isidentifier, names)) and len(set(names)) == len(names)
 
 
-def _value_type(hint: Any) -> type:
-    """The type of a flag's value: of `int | None` it is int, of `tuple[int, ...]` tuple."""
-    if isinstance(hint, types.UnionType):
-        (hint,) = (option for option in typing.get_args(hint) if option is not types.NoneType)
-    return typing.get_origin(hint) or hint
-
-
-def config_from_flags(config_class: type) -> tuple[Any, frozenset[str]]:
-    """The configuration that the flags say, and the names of those given explicitly."""
-    values = {}
-    explicit = set()
-    for field in dataclasses.fields(config_class):
+def options_from_flags(options_class: type) -> tuple[Any, frozenset[str]]:
+    """The options that the flags say, and the names of those given explicitly."""
+    values, explicit = {}, set()
+    for field, kind in _settings_of(options_class):
         flag = flags.FLAGS[field.name]
-        value = flag.value
-        if isinstance(value, list) and field.default is None:
-            pairs = (item.split("=") for item in value)
-            value = {name.strip(): float(number) for name, number in pairs}
-        elif isinstance(value, list):
-            value = tuple(map(int, value))
-        values[field.name] = value
+        values[field.name] = _as_value(flag.value, kind, field.default)
         if flag.present:
             explicit.add(field.name)
-    return config_class(**values), frozenset(explicit)
+    return _made_of(options_class, values), frozenset(explicit)
+
+
+def _as_value(given: Any, kind: type, default: Any) -> Any:
+    if not isinstance(given, list):
+        return given
+    if kind is Mapping:
+        pairs = (item.split("=") for item in given)
+        return {name.strip(): float(number) for name, number in pairs}
+    are_numbers = bool(default) and isinstance(default[0], int)
+    return tuple(map(int, given)) if are_numbers else tuple(given)
+
+
+def _made_of(options_class: type, values: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(options_class)
+    return options_class(
+        **{
+            field.name: _made_of(hint, values)
+            if dataclasses.is_dataclass(hint := hints[field.name])
+            else values[field.name]
+            for field in dataclasses.fields(options_class)
+        }
+    )
 
 
 @contextlib.contextmanager
@@ -111,16 +134,26 @@ def progress_of_runs(name: str | None = None) -> Iterator[Callable[[int, int], N
         yield on_progress
 
 
-def run(main: Callable[..., int | None], *, takes_arguments: bool = False) -> None:
+def run(
+    main: Callable[..., int | None],
+    *,
+    flags_of: Sequence[type] = (),
+    takes_arguments: bool = False,
+) -> None:
     """Runs a binary: exit status 0 if done, 2 for a user's mistake, 1 for anything else.
 
     A `UserError` is printed as the one line that it is, without a traceback.
 
     Args:
       main: what the binary does; called without arguments, or if it takes some, with their list.
+      flags_of: dataclasses whose settings become flags, see `define_flags`.
       takes_arguments: whether there may be words that are no flags, before, between or behind the
         flags, such as names of files; all words behind `--` are. Else they are refused.
     """
+    for options_class in flags_of:
+        define_flags(options_class)
+        for field, _ in _settings_of(options_class):  # so that --help lists them
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[field.name])
 
     def parse_flags(argv: Sequence[str]) -> list[str]:
         flags.FLAGS.set_gnu_getopt(takes_arguments)

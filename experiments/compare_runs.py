@@ -6,11 +6,10 @@ deviation; of several runs of one seed, the first. With --output=FOLDER the same
 there, with curves over the epochs. Nothing in the runs' folders is changed.
 """
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from absl import flags
 
 from aadml_jax.errors import UserError
 from aadml_jax.reports.figures import Curve, Panel, Reference, draw_curves
@@ -19,7 +18,8 @@ from aadml_jax.reports.retrieval import require_plots
 from aadml_jax.reports.statistics import MeanAndSpread, mean_and_spread
 from aadml_jax.reports.tables import Table
 from aadml_jax.training.evaluation import DIRECTIONS
-from aadml_jax.training.finished_runs import (
+from aadml_jax.training.settings import setting
+from aadml_jax.training.stored_runs import (
     FinishedRun,
     differing_settings,
     read_finished_runs,
@@ -28,9 +28,6 @@ from aadml_jax.training.finished_runs import (
 )
 from experiments import command_line
 
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "folder to write a page with curves into; needs the extra 'plots'"
-)
 _LOSSES = {"loss": "loss", "label_loss": "label loss", "metric_loss": "metric loss"}
 _MAPS = {
     "map_mean": "mean",
@@ -39,13 +36,33 @@ _MAPS = {
 }
 
 
-def main(folders: Sequence[str]) -> None:
-    """Reads the runs and shows them side by side."""
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where to write the comparison."""
+
+    output: str | None = setting(
+        None, "folder to write a page with curves into; needs the extra 'plots'"
+    )
+
+
+def run(folders: Sequence[str], options: Options = Options()) -> dict[str, list[Any]]:
+    """Reads finished runs and shows them side by side.
+
+    Args:
+      folders: of the runs, their --workdir.
+      options: where to write.
+
+    Returns:
+      The columns of the table, by their heads, with a cell for each run.
+
+    Raises:
+      UserError: if a folder is not that of a finished run, or the output cannot be written.
+    """
     if not folders:
         raise UserError(
             "no run is named; give the folders of finished runs (their --workdir), one or more"
         )
-    if _OUTPUT.value is not None:
+    if options.output is not None:
         require_plots()
     runs = read_finished_runs(folders)
     columns = {**results(runs), **settings(runs)}
@@ -54,9 +71,15 @@ def main(folders: Sequence[str]) -> None:
         print(f"\n{as_text(over_seeds)}")
     for warning in warnings(runs):
         print(f"warning: {warning}", file=sys.stderr)
-    if _OUTPUT.value is not None:
-        page = as_report(runs).write(_OUTPUT.value)
+    if options.output is not None:
+        page = as_report(runs).write(options.output)
         print(f"\nwritten to {page}")
+    return columns
+
+
+def main(folders: Sequence[str]) -> None:
+    """Compares the runs that are named behind the flags."""
+    run(folders, command_line.options_from_flags(Options)[0])
 
 
 def results(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
@@ -229,4 +252,4 @@ def _data(run: FinishedRun) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main, takes_arguments=True)
+    command_line.run(main, flags_of=[Options], takes_arguments=True)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from aadml_jax.data import RetrievalDataset, dataset_spec, open_feature_file, reopen_dataset
 from aadml_jax.data.readers.catalog import TFDS_PREFIX
 from aadml_jax.errors import UserError
-from aadml_jax.training import config as configuration
-from aadml_jax.training.config import TrainConfig
-from aadml_jax.training.loop import recorded_data
+from aadml_jax.training.config import DataConfig, config_from_json
+from aadml_jax.training.setup import split, split_in_words
+from aadml_jax.training.stored_runs import recorded_data
 
 
 class EvaluatedData(NamedTuple):
@@ -36,27 +36,25 @@ def recorded_dataset(stored: dict[str, Any], data_dir: str | None = None) -> Eva
     Raises:
       UserError: if they cannot be read, or are not the same any more.
     """
-    config = configuration.config_from_json(stored.get("config"), stored.get("versions"))
+    data = config_from_json(stored.get("config"), stored.get("versions")).data
     recorded = recorded_data(stored)
-    spec, source = dataset_spec(config.dataset), recorded["source"]
-    is_prepared = config.dataset.startswith(TFDS_PREFIX)
+    spec, source = dataset_spec(data.dataset), recorded["source"]
+    is_prepared = data.dataset.startswith(TFDS_PREFIX)
     if data_dir is not None and not (is_prepared or spec.file_names):
         remedy = "leave it out" if spec.synthetic else "name the file itself by --features_file"
-        raise UserError(f"--data_dir={data_dir} is not for --dataset={config.dataset}; {remedy}")
+        raise UserError(f"--data_dir={data_dir} is not for --dataset={data.dataset}; {remedy}")
     if spec.synthetic is None and data_dir is None and not os.path.exists(source):
         remedy = "set --features_file to where it is now"
         if spec.file_names:
             remedy += ", or --data_dir to the folder in which it is"
         if is_prepared:
-            name = config.dataset.removeprefix(TFDS_PREFIX)
+            name = data.dataset.removeprefix(TFDS_PREFIX)
             remedy = f"set --data_dir to the folder in which {name} is now"
         raise UserError(
             f"{source}, which holds the data of this run, does not exist any more; {remedy}"
         )
-    dataset = reopen_dataset(
-        config.dataset, source, data_dir=data_dir, multi_label=config.multi_label
-    )
-    own = _rows_of_run(dataset, config, recorded["fingerprint"])
+    dataset = reopen_dataset(data.dataset, source, data_dir=data_dir, multi_label=data.multi_label)
+    own = _rows_of_run(dataset, data, recorded["fingerprint"])
     if own is None:
         remedy = (
             "set --data_dir to a folder that does"
@@ -64,7 +62,7 @@ def recorded_dataset(stored: dict[str, Any], data_dir: str | None = None) -> Eva
             else "to evaluate on it all the same, pass it as --features_file"
         )
         raise UserError(f"{dataset.source} does not hold the data of this run; {remedy}")
-    return EvaluatedData(own, configuration.split_in_words(config))
+    return EvaluatedData(own, split_in_words(data))
 
 
 def dataset_of_file(stored: dict[str, Any], path: str) -> EvaluatedData:
@@ -79,20 +77,20 @@ def dataset_of_file(stored: dict[str, Any], path: str) -> EvaluatedData:
     Raises:
       UserError: if it cannot be read, or its labels are of another kind.
     """
-    config = configuration.config_from_json(stored.get("config"), stored.get("versions"))
+    data = config_from_json(stored.get("config"), stored.get("versions")).data
     recorded = recorded_data(stored)
     dims = recorded["audio_dim"], recorded["visual_dim"]
     dataset = open_feature_file(path, multi_label=recorded["multi_label"], dims=dims)
-    own = _rows_of_run(dataset, config, recorded["fingerprint"])
+    own = _rows_of_run(dataset, data, recorded["fingerprint"])
     if own is not None:
-        names = own.class_names or dataset_spec(config.dataset).class_names
+        names = own.class_names or dataset_spec(data.dataset).class_names
         own = dataclasses.replace(own, class_names=names)
-        return EvaluatedData(own, configuration.split_in_words(config))
+        return EvaluatedData(own, split_in_words(data))
     warnings = []
-    if config.fold is not None:
+    if data.fold is not None:
         warnings.append(
             f"{dataset.source} does not hold the data of this run, so the file's own test rows are "
-            f"ranked, not those of --fold={config.fold}; a fold is taken from training and test "
+            f"ranked, not those of --fold={data.fold}; a fold is taken from training and test "
             "rows alike, so MAP is too high if clips of theirs are also in "
             f"{recorded['source']}"
         )
@@ -105,11 +103,11 @@ def dataset_of_file(stored: dict[str, Any], path: str) -> EvaluatedData:
 
 
 def _rows_of_run(
-    dataset: RetrievalDataset, config: TrainConfig, fingerprint: str
+    dataset: RetrievalDataset, data: DataConfig, fingerprint: str
 ) -> RetrievalDataset | None:
     """The rows that a run took of a data set; None if it is not the run's data set."""
     try:
-        split = configuration.apply_splits(config, dataset)
+        rows = split(data, dataset)
     except UserError:  # other rows, which may be too few to be split so
         return None
-    return split if split.fingerprint() == fingerprint else None
+    return rows if rows.fingerprint() == fingerprint else None

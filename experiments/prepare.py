@@ -10,13 +10,13 @@ Run again after an interruption, it goes on where it was.
 import dataclasses
 import glob
 import os
+import pathlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from absl import flags
 
 from aadml_jax._files import local_path
 from aadml_jax.data import DATASETS, DatasetSpec, RetrievalDataset, open_dataset
@@ -24,52 +24,50 @@ from aadml_jax.data.readers.catalog import TFDS_PREFIX, unknown_name
 from aadml_jax.data.writers.feature_file import require_absent, write_feature_file
 from aadml_jax.data.writers.summary import DatasetSummary
 from aadml_jax.errors import UserError
+from aadml_jax.training.settings import COUNT, check_settings, setting
 from experiments import command_line
 
 _CLIPS, _VIDEO_RECORDS = "clips", "video_records"
 # Missing clips that are named.
 _LISTED = 5
 
-_DATASET = flags.DEFINE_string(
-    "dataset",
-    "synthetic",
-    f"data set to write: {', '.join(DATASETS)}; {_CLIPS}: clips with feature files of their own, "
-    f"listed in --clip_list; {_VIDEO_RECORDS}: video-level TFRecord files of YouTube-8M",
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir",
-    None,
-    f"folder with the feature file of vegas or ave, with the feature files of {_CLIPS} (default "
-    "that of the list), or with files of av_digits that were fetched by hand",
-)
-_FEATURES_FILE = flags.DEFINE_string(
-    "features_file", None, "HDF5 feature file for --dataset=features"
-)
-_CLIP_LIST = flags.DEFINE_string(
-    "clip_list", None, "CSV file with the columns clip_id, label and split"
-)
-_ALLOW_MISSING = flags.DEFINE_bool(
-    "allow_missing", False, "leave out listed clips that have no feature files"
-)
-_TRAIN_RECORDS = flags.DEFINE_list(
-    "train_records", None, "TFRecord files of the training rows, or patterns such as 'train*'"
-)
-_TEST_RECORDS = flags.DEFINE_list("test_records", None, "TFRecord files of the test rows")
-_NUM_CLASSES = flags.DEFINE_integer(
-    "num_classes",
-    None,
-    "size of the vocabulary of --train_records; default as many as occur",
-    lower_bound=1,
-)
-_MULTI_LABEL = flags.DEFINE_bool(
-    "multi_label", False, "clips may have several classes; for features and clips"
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "folder of data sets, in which to write this one as shards, or FILE.h5"
-)
-_NAME = flags.DEFINE_string(
-    "name", None, "name of the data set among the shards; default that of --dataset, or of the file"
-)
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to write, and where."""
+
+    dataset: str = setting(
+        "synthetic",
+        f"data set to write: {', '.join(DATASETS)}; {_CLIPS}: clips with feature files of their "
+        f"own, listed in --clip_list; {_VIDEO_RECORDS}: video-level TFRecord files of YouTube-8M",
+    )
+    data_dir: str | None = setting(
+        None,
+        f"folder with the feature file of vegas or ave, with the feature files of {_CLIPS} "
+        "(default that of the list), or with files of av_digits that were fetched by hand",
+    )
+    features_file: str | None = setting(None, "HDF5 feature file for --dataset=features")
+    clip_list: str | None = setting(None, "CSV file with the columns clip_id, label and split")
+    allow_missing: bool = setting(False, "listed clips without feature files are left out")
+    train_records: tuple[str, ...] | None = setting(
+        None, "TFRecord files of the training rows, or patterns such as 'train*'"
+    )
+    test_records: tuple[str, ...] | None = setting(None, "TFRecord files of the test rows")
+    num_classes: int | None = setting(
+        None,
+        "size of the vocabulary of --train_records; default as many as occur",
+        bounds=COUNT,
+    )
+    multi_label: bool = setting(False, "clips of several classes; for features and clips")
+    output: str | None = setting(
+        None, "folder of data sets, in which to write this one as shards, or FILE.h5"
+    )
+    name: str | None = setting(
+        None,
+        "name of the data set among the shards; default that of --dataset, or of the file",
+    )
+
+
 # Which data sets a flag is for; those of the catalogue see to the others themselves.
 _SOURCES_OF_FLAG = {
     "clip_list": (_CLIPS,),
@@ -96,83 +94,86 @@ class Source(NamedTuple):
     missing: Mapping[str, Sequence[str]] = MappingProxyType({"train": (), "test": ()})
 
 
-def open_source() -> Source:
-    """Opens the data that the flags name."""
-    name = _DATASET.value
+def open_source(options: Options) -> Source:
+    """Opens the data that the options name."""
+    name = options.dataset
     choices = (*DATASETS, _CLIPS, _VIDEO_RECORDS)
     if name not in choices and not name.startswith(TFDS_PREFIX):
         raise unknown_name(name, choices)
     for flag, sources in _SOURCES_OF_FLAG.items():
-        if flags.FLAGS[flag].present and name not in sources:
+        is_given = getattr(options, flag) not in (None, False)
+        if is_given and name not in sources:
             raise UserError(f"--{flag} is for --dataset={' or '.join(sources)}, not {name}")
     if name == _CLIPS:
-        if _CLIP_LIST.value is None:
+        if options.clip_list is None:
             raise UserError(f"--dataset={_CLIPS} needs a list of them; set --clip_list=FILE.csv")
         from aadml_jax.data.readers.clip_files import open_clip_files
 
         dataset, missing = open_clip_files(
-            _CLIP_LIST.value,
-            _DATA_DIR.value,
-            multi_label=_MULTI_LABEL.value,
-            allow_missing=_ALLOW_MISSING.value,
+            options.clip_list,
+            options.data_dir,
+            multi_label=options.multi_label,
+            allow_missing=options.allow_missing,
         )
         return Source(dataset, missing=missing)
     if name == _VIDEO_RECORDS:
-        if _DATA_DIR.value is not None:
+        if options.data_dir is not None:
             raise UserError(f"--dataset={name} does not use --data_dir; leave the flag out")
         from aadml_jax.data.readers.video_records import open_video_records
 
         dataset = open_video_records(
-            _files(_TRAIN_RECORDS, "train"),
-            _files(_TEST_RECORDS, "test"),
+            _files(options.train_records, "train_records"),
+            _files(options.test_records, "test_records"),
             name=name,
-            num_classes=_NUM_CLASSES.value,
+            num_classes=options.num_classes,
         )
         return Source(dataset)
     if name in DATASETS and DATASETS[name].is_built:
         from aadml_jax.data.tfds_builders import fetch_av_digits
 
-        folder = os.path.dirname(_OUTPUT.value) if _writes_file() else _OUTPUT.value
-        dataset = fetch_av_digits(os.path.join(folder, "downloads"), _DATA_DIR.value)
+        folder = options.output
+        if _is_file(folder):
+            folder = os.path.dirname(folder)
+        dataset = fetch_av_digits(os.path.join(folder, "downloads"), options.data_dir)
         return Source(dataset, DATASETS[name])
     dataset = open_dataset(
         name,
-        data_dir=_DATA_DIR.value,
-        features_file=_FEATURES_FILE.value,
-        multi_label=_MULTI_LABEL.value,
+        data_dir=options.data_dir,
+        features_file=options.features_file,
+        multi_label=options.multi_label,
     )
     return Source(dataset, DATASETS.get(name.removeprefix(TFDS_PREFIX)))
 
 
-def _files(flag: flags.FlagHolder, split: str) -> list[str]:
+def _files(patterns: Sequence[str] | None, flag: str) -> list[str]:
     """The files that a flag names, patterns expanded."""
-    if not flag.value:
+    if not patterns:
         raise UserError(
-            f"--dataset={_VIDEO_RECORDS} needs the files of both splits; set --{flag.name}=FILES"
+            f"--dataset={_VIDEO_RECORDS} needs the files of both splits; set --{flag}=FILES"
         )
     files = []
-    for pattern in map(str, map(local_path, flag.value)):
+    for pattern in map(str, map(local_path, patterns)):
         found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
         if not found:
-            raise UserError(f"--{flag.name}: no file matches {pattern}; give files that exist")
+            raise UserError(f"--{flag}: no file matches {pattern}; give files that exist")
         files += found
     return files
 
 
-def _writes_file() -> bool:
-    return _OUTPUT.value.endswith((".h5", ".hdf5"))
+def _is_file(output: str) -> bool:
+    return output.endswith((".h5", ".hdf5"))
 
 
-def require_room() -> None:
+def require_room(options: Options) -> None:
     """Checks before anything is read that the output is not there yet, where its name is known."""
-    if _writes_file():
-        require_absent(_OUTPUT.value)
-    elif _NAME.value or _DATASET.value in (*DATASETS, _VIDEO_RECORDS):
-        name = _NAME.value or _DATASET.value
+    if _is_file(options.output):
+        require_absent(options.output)
+    elif options.name or options.dataset in (*DATASETS, _VIDEO_RECORDS):
+        name = options.name or options.dataset
         if name != "features":
             from aadml_jax.data.tfds_builders import require_no_folder  # TFDS is slow to import
 
-            require_no_folder(name, _OUTPUT.value)
+            require_no_folder(name, options.output)
 
 
 def empty_classes(summary: DatasetSummary, class_names: Sequence[str]) -> Iterator[str]:
@@ -186,28 +187,36 @@ def empty_classes(summary: DatasetSummary, class_names: Sequence[str]) -> Iterat
             yield f"no {name} rows in {count}: {', '.join(names)}{more}"
 
 
-def main() -> None:
-    """Wires source and writer together."""
-    if _OUTPUT.value is None:
+def run(options: Options) -> pathlib.Path:
+    """Writes a data set, and prints what it holds and how to train on it.
+
+    Returns:
+      The folder or file that was written.
+
+    Raises:
+      UserError: if the data cannot be read, or the output is there or cannot be written.
+    """
+    check_settings(options)
+    if options.output is None:
         raise UserError(
             "--output is needed: a folder of data sets, in which to write this one, or FILE.h5"
         )
-    require_room()
-    dataset, spec, missing = open_source()
-    if _NAME.value is not None:
-        dataset = dataclasses.replace(dataset, name=_NAME.value)
-    if _writes_file():
-        path, summary = write_feature_file(dataset, _OUTPUT.value)
+    require_room(options)
+    dataset, spec, missing = open_source(options)
+    if options.name is not None:
+        dataset = dataclasses.replace(dataset, name=options.name)
+    if _is_file(options.output):
+        path, summary = write_feature_file(dataset, options.output)
         flag = " --multi_label" if dataset.is_multi_label else ""
         file = shlex.quote(str(path))
         advice = f"python -m experiments.train --dataset=features --features_file={file}{flag}"
     else:
         from aadml_jax.data.tfds_builders import write_tfds_folder
 
-        path, summary = write_tfds_folder(dataset, _OUTPUT.value, spec=spec)
+        path, summary = write_tfds_folder(dataset, options.output, spec=spec)
         advice = (
             f"python -m experiments.train --dataset={TFDS_PREFIX}{dataset.name} "
-            f"--data_dir={shlex.quote(_OUTPUT.value)}\n"
+            f"--data_dir={shlex.quote(options.output)}\n"
             "  and, for rows that are read while training goes on, --input=stream"
         )
     print(summary.table(dataset.class_names, tuple(map(len, missing.values()))))
@@ -221,7 +230,13 @@ def main() -> None:
         print(line)
     print(f"\nwritten to {path}; train on it with\n  {advice}")
     command_line.warn_of_shared_rows(summary.shared_rows, summary.test.rows)
+    return pathlib.Path(path)
+
+
+def main() -> None:
+    """Writes what the flags name."""
+    run(command_line.options_from_flags(Options)[0])
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, flags_of=[Options])

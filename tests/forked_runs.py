@@ -70,7 +70,7 @@ def _serve(replies):
         sys.argv = [program]
         if program == "prepare":
             sys.argv += arguments
-            command_line.run(prepare.main)
+            command_line.run(prepare.main, flags_of=[prepare.Options])
         elif program == "code":
             sys.argv += arguments[1:]
             exec(arguments[0], {"__name__": "__main__"})

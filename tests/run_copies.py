@@ -1,16 +1,16 @@
 """A finished run in a few seconds, and copies of its folder that say something else."""
 
-import dataclasses
 import json
 import shutil
 
 from aadml_jax.data import SyntheticSpec, make_synthetic
-from aadml_jax.training.config import TrainConfig, resolve
-from aadml_jax.training.held_data import hold
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.local_data import load_local_data
 from aadml_jax.training.loop import run_training
 from aadml_jax.training.run_folder import RunFolder
+from aadml_jax.training.setup import resolve
 
-_CONFIG = TrainConfig(
+_CONFIG = TrainConfig.of(
     epochs=3, eval_every=2, hidden_sizes=(4,), learning_rate=1e-2, tensorboard=False
 )
 _SPEC = SyntheticSpec(num_classes=3, audio_dim=7, visual_dim=6, train_size=20, test_size=10)
@@ -18,19 +18,27 @@ _SPEC = SyntheticSpec(num_classes=3, audio_dim=7, visual_dim=6, train_size=20, t
 
 def train_a_little(folder):
     """Three epochs on generated data, evaluated in the last two."""
-    config = dataclasses.replace(_CONFIG, workdir=str(folder))
+    config = _CONFIG.replace(workdir=str(folder))
     dataset = make_synthetic(_SPEC)
     with RunFolder(folder) as run_folder:
-        run_training(resolve(config, len(dataset.train)), hold(dataset), run_folder)
+        run_training(resolve(config, len(dataset.train)), load_local_data(dataset), run_folder)
 
 
 def copy_run(source, folder, *, config=(), data=(), result=()):
     """Copies a run, without its checkpoints, with changes to its JSON files."""
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("checkpoints"))
-    change_json(folder / "config.json", lambda stored: stored["config"].update(config))
+    change_json(folder / "config.json", lambda stored: change_settings(stored, dict(config)))
     change_json(folder / "config.json", lambda stored: stored["data"].update(data))
     change_json(folder / "result.json", lambda stored: stored.update(result))
     return folder
+
+
+def change_settings(stored, settings):
+    """Sets settings of a stored configuration by their names, whatever part they are in."""
+    parts = stored["config"]
+    for name, value in settings.items():
+        part = next((part for part in parts.values() if name in part), parts["recipe"])
+        part[name] = value
 
 
 def change_json(path, change):

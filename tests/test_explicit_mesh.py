@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import aadml_jax as aa
-from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.named_losses import NAMED_LOSSES
 
 N, M, D = 8, 12, 5
@@ -139,7 +139,7 @@ CASES = {
     **{
         f"{objective.func.__name__}, {loss}": (objective, (AUDIO, VISUAL, LABELS))
         for loss in NAMED_LOSSES
-        for objective in [TrainConfig(loss=loss).objective()]
+        for objective in [RecipeConfig(loss=loss).objective()]
     },
     "aadml_objective of several classes within modalities": (
         functools.partial(aa.aadml_objective, intra_modal=True),

@@ -9,7 +9,7 @@ import pytest
 from aadml_jax._random import fixed_generator, seed_key
 from aadml_jax.data import FeatureStandardization
 from aadml_jax.models import RowDropout, fixed_draws
-from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.parallel import Placement
 from aadml_jax.training.state import init_state, run_keys
 from aadml_jax.training.step import epoch_order
@@ -50,7 +50,7 @@ def drawn():
     jax.clear_caches()  # what was compiled with other options must not be taken
     keys = run_keys(3)
     statistics = FeatureStandardization(*np.ones((4, 5), np.float32))
-    state = init_state(TrainConfig(hidden_sizes=(4,)), num_classes=3, standardization=statistics)
+    state = init_state(RecipeConfig(hidden_sizes=(4,)), num_classes=3, standardization=statistics)
     dropout = RowDropout(0.5)
     mask = jax.jit(
         lambda key: dropout.apply(

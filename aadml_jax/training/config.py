@@ -1,28 +1,23 @@
-"""The configuration of a training run: one frozen dataclass with every name, default and help.
+"""The configuration of a training run: its data, its recipe, its launch.
 
-The flags of `experiments.train` and the `config.json` of a run folder are both made from it.
+The flags of `experiments.train` and the `config.json` of a run folder are made from these classes.
+The class of a setting says what may change when a run is resumed:
+
+- `DataConfig`: which rows. Paths and splits may change as long as the rows are the same, which
+  their fingerprint tells.
+- `RecipeConfig`: what an epoch computes from its rows. Nothing of it may change.
+- `LaunchConfig`: how far, where and on what the run goes. All of it may change.
 """
 
 import dataclasses
 import functools
-import math
-import sys
-import types
 import typing
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any
 
 from aadml_jax._version import __version__
 from aadml_jax.anchor_aware import ATTENTIONS
-from aadml_jax.data import (
-    DATASETS,
-    NUM_FOLDS,
-    RetrievalDataset,
-    dataset_spec,
-    with_class_balanced_rows,
-    with_fold,
-    with_train_fraction,
-)
+from aadml_jax.data import DATASETS, NUM_FOLDS, dataset_spec
 from aadml_jax.errors import UserError
 from aadml_jax.objective import (
     NEIGHBORS_FROM,
@@ -41,277 +36,184 @@ from aadml_jax.training.named_losses import (
     named_loss,
 )
 from aadml_jax.training.parallel import MODES
+from aadml_jax.training.settings import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Bounds,
+    check_settings,
+    is_of_type,
+    setting,
+)
 
 DEFAULT_BATCH_SIZE = 400
 SMOKE_BATCH_SIZE = 100
 SMOKE_TRAIN_ROWS = 300
 SMOKE_TEST_ROWS = 100
 _TRAINABLE = [name for name, spec in DATASETS.items() if not spec.is_built]
-_FLOATS = (
-    "label_weight",
-    "metric_weight",
-    "learning_rate",
-    "weight_decay",
-    "attention_temperature",
-)
+_SEED = Bounds(at_least=0, below=2**32, words="from 0 to 2³² − 1")
 # Parameters of losses with flags of their own; the others are in `loss_parameters`.
-_OWN_FLAGS = ("margin", "temperature")
-# Fields of versions before `loss_parameters`, in which each parameter had one.
-_FORMER_PARAMETERS = ("alpha", "beta", "base", "gamma")
+OWN_FLAGS = ("margin", "temperature")
 _STORED_REMEDY = "restore config.json from a copy, or use another --workdir"
-_PAPER_MARGIN = 1.0
-_PAPER_PRESET = {"label_loss": "squared", "similarity": "cosine"}
-_SMOKE_PRESET = {
-    "epochs": 20,
-    "eval_every": 5,
-    "hidden_sizes": (128, 128, 128),
-    "learning_rate": 1e-3,
-}
 
 
-def _setting(default: Any, help_text: str, **metadata: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help_text, **metadata})
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which rows a run trains and tests on."""
+
+    dataset: str = setting(
+        "synthetic",
+        f"data set to train on: {', '.join(_TRAINABLE)}, or tfds:NAME for one that "
+        "experiments.prepare wrote, such as tfds:av_digits",
+    )
+    data_dir: str | None = setting(
+        None,
+        "folder with the feature file of vegas or ave, or with the data sets of tfds:NAME",
+        per_process=True,
+    )
+    features_file: str | None = setting(
+        None, "HDF5 feature file for --dataset=features", per_process=True
+    )
+    multi_label: bool = setting(
+        False, "label matrix whose rows may have several ones; for --dataset=features"
+    )
+    fold: int | None = setting(
+        None,
+        f"fold to test on, 0 to {NUM_FOLDS - 1}, of {NUM_FOLDS} stratified folds of all rows, of "
+        "which the others are trained on; default the data set's own split",
+        bounds=Bounds(at_least=0, at_most=NUM_FOLDS - 1),
+    )
+    train_fraction: float = setting(
+        1.0,
+        "part of the training rows of each class to keep, above 0, at most 1",
+        bounds=Bounds(above=0, at_most=1),
+    )
+    split_seed: int = setting(
+        0, "seed of the rows that --fold and --train_fraction choose", bounds=_SEED
+    )
+    smoke: bool = setting(
+        False,
+        f"run of seconds: {SMOKE_TRAIN_ROWS} training and {SMOKE_TEST_ROWS} test rows; and unless "
+        f"set by flags of their own, 20 epochs, batch size {SMOKE_BATCH_SIZE}, towers of 128 "
+        "units, learning rate 1e-3, evaluation every 5 epochs",
+    )
 
 
 def _loss_parameter(name: str, what: str) -> Any:
-    help_text = f"{name} of the metric loss, {what}; default {flag_defaults(name)}"
-    # The first version had a margin, and no loss with any other parameter.
-    return _setting(None, help_text, **({} if name == "margin" else {"before": None}))
+    return setting(None, f"{name} of the metric loss, {what}; default {flag_defaults(name)}")
 
 
 def _other_defaults() -> str:
     """Of the parameters without flags of their own, the values that each loss has."""
     names = dict.fromkeys(name for loss in NAMED_LOSSES.values() for name in loss.parameters)
-    return "; ".join(f"{name} of {flag_defaults(name)}" for name in names if name not in _OWN_FLAGS)
+    return "; ".join(f"{name} of {flag_defaults(name)}" for name in names if name not in OWN_FLAGS)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a training run; None stands for a default that `resolve` fills in.
+class RecipeConfig:
+    """What an epoch computes from its rows; None stands for a default that depends on others."""
 
-    Fields whose metadata has `resumable=True` may change when a run is resumed, since they do not
-    change what an epoch computes (the data are told by their fingerprint). Those with
-    `per_process=True` may differ between the processes of a run. `choices` lists the values of a
-    name. `before` is what versions without the field did: every new field that is not resumable
-    needs it, for runs of those versions to be read.
-    """
-
-    dataset: str = _setting(
-        "synthetic",
-        f"data set to train on: {', '.join(_TRAINABLE)}, or tfds:NAME for one that "
-        "experiments.prepare wrote, such as tfds:av_digits",
-        resumable=True,
-        always_stored=True,
-    )
-    data_dir: str | None = _setting(
-        None,
-        "folder with the feature file of vegas or ave, or with the data sets of tfds:NAME",
-        resumable=True,
-        per_process=True,
-    )
-    features_file: str | None = _setting(
-        None, "HDF5 feature file for --dataset=features", resumable=True, per_process=True
-    )
-    multi_label: bool = _setting(
+    paper: bool = setting(
         False,
-        "rows of the label matrix may have several ones; for --dataset=features",
-        resumable=True,
-    )
-    input: str = _setting(
-        "device",
-        "training rows are kept on the devices, or read while training goes on (stream): for data "
-        "larger than their memory; needs --dataset=tfds:NAME and the extra 'stream'",
-        choices=("device", "stream"),
-        resumable=True,
-    )
-    workdir: str | None = _setting(
-        None,
-        "folder of the run; default runs/<dataset>, with -fold0, -split3, -fraction0.1, -paper, "
-        "-smoke where these are asked for",
-        resumable=True,
-        per_process=True,
-    )
-    fold: int | None = _setting(
-        None,
-        f"test on this one of {NUM_FOLDS} stratified folds of all rows, 0 to {NUM_FOLDS - 1}, and "
-        "train on the others; default the data set's own split",
-        before=None,
-    )
-    train_fraction: float = _setting(
-        1.0,
-        "part of the training rows of each class to keep, above 0, at most 1",
-        before=1.0,
-    )
-    split_seed: int = _setting(
-        0, "seed of the rows that --fold and --train_fraction choose", before=0
-    )
-    paper: bool = _setting(
-        False,
-        "the method as the paper is read here: squared label loss, margin 1 of the triplet loss, "
+        "method as the paper is read here: squared label loss, margin 1 of the triplet loss, "
         "retrieval by cosine, unless set by flags of their own",
-        before=False,
     )
-    smoke: bool = _setting(
-        False,
-        f"shrink the run to seconds: {SMOKE_TRAIN_ROWS} training and {SMOKE_TEST_ROWS} test rows; "
-        f"and unless set by flags of their own, 20 epochs, batch size {SMOKE_BATCH_SIZE}, towers "
-        "of 128 units, learning rate 1e-3, evaluation every 5 epochs",
-    )
-    epochs: int | None = _setting(
-        None,
-        "passes over the training rows; default 400, 60 for synthetic data and av_digits",
-        resumable=True,
-    )
-    batch_size: int | None = _setting(
+    batch_size: int | None = setting(
         None,
         f"rows per step, a multiple of the devices that share them; default {DEFAULT_BATCH_SIZE}, "
         "or all training rows if fewer",
+        bounds=COUNT,
     )
-    seed: int = _setting(
-        0, "seed of initialisation, shuffling and dropout; generated data stay the same"
+    seed: int = setting(
+        0,
+        "seed of initialisation, shuffling and dropout; generated data stay the same",
+        bounds=_SEED,
     )
-    loss: str = _setting("triplet", "metric loss", choices=NAMED_LOSSES)
+    loss: str = setting("triplet", "metric loss", choices=NAMED_LOSSES)
     margin: float | None = _loss_parameter("margin", "in units of the distance or similarity")
     temperature: float | None = _loss_parameter("temperature", "above 0")
-    loss_parameters: Mapping[str, float] | None = _setting(
+    loss_parameters: Mapping[str, float] | None = setting(
         None,
         "other parameters of the metric loss, such as alpha=2,beta=50; default "
         f"{_other_defaults()}",
-        before=None,
     )
-    class_proxies: str = _setting(
+    class_proxies: str = setting(
         "one_hot",
         "class vectors of --loss=proxy_anchor: fixed one-hot, or learned, starting from one-hot",
         choices=("one_hot", "learned"),
-        before="one_hot",
     )
-    anchor_aware: bool = _setting(True, "put anchor-aware proxies in the anchors' place")
-    num_neighbors: int = _setting(
-        3, "k of the correlation graph, the anchor itself counted; 1 is the method without AA"
+    anchor_aware: bool = setting(True, "anchor-aware proxies in the anchors' place")
+    num_neighbors: int = setting(
+        3,
+        "k of the correlation graph, the anchor itself counted; 1 is the method without AA",
+        bounds=COUNT,
     )
-    attention: str = _setting(
+    attention: str = setting(
         "neighbor", "reading of the anchor-aware attention", choices=ATTENTIONS
     )
-    same_class: bool = _setting(True, "only samples of the anchor's class can be neighbours")
-    attention_temperature: float = _setting(
+    same_class: bool = setting(True, "neighbours of the anchor's class alone")
+    attention_temperature: float = setting(
         1.0,
-        "divides the attention's logits; below 1 its weights are sharper, above 0",
-        before=1.0,
+        "divisor of the attention's logits; below 1 its weights are sharper, above 0",
+        bounds=POSITIVE,
     )
-    neighbors_from: str = _setting(
-        "own",
-        "modality in which an anchor's neighbours are sought",
-        choices=NEIGHBORS_FROM,
-        before="own",
+    neighbors_from: str = setting(
+        "own", "modality in which an anchor's neighbours are sought", choices=NEIGHBORS_FROM
     )
-    neighbor_gradient: bool = _setting(True, "let gradients reach the neighbours", before=True)
-    proxy_role: str = _setting(
+    neighbor_gradient: bool = setting(True, "gradients that reach the neighbours")
+    proxy_role: str = setting(
         "in_place",
         "proxies in the anchors' place, beside the anchors (the mean of both losses), or on both "
         "sides, in the place of anchors and references",
         choices=PROXY_ROLES,
-        before="in_place",
     )
-    distance: str = _setting("cosine", "distance that the metric loss sees", choices=DISTANCES)
-    intra_modal: bool = _setting(
-        False, "add the audio-to-audio and visual-to-visual directions to the metric loss"
+    distance: str = setting("cosine", "distance that the metric loss sees", choices=DISTANCES)
+    intra_modal: bool = setting(
+        False, "audio-to-audio and visual-to-visual directions in the metric loss, too"
     )
-    label_loss: str = _setting(
+    label_loss: str = setting(
         "cross_entropy", "loss that ties the outputs to the labels", choices=LABEL_LOSSES
     )
-    label_weight: float = _setting(1.0, "factor of the label loss")
-    metric_weight: float = _setting(1.0, "factor of the metric loss")
-    standardize: bool = _setting(
+    label_weight: float = setting(1.0, "factor of the label loss", bounds=NOT_NEGATIVE)
+    metric_weight: float = setting(1.0, "factor of the metric loss", bounds=NOT_NEGATIVE)
+    standardize: bool = setting(
         True,
-        "standardise each feature by its mean and deviation over the training rows, at most 5 "
-        "deviations; features that are nearly constant there are left out",
+        "standardisation of each feature by its mean and deviation over the training rows, at most "
+        "5 deviations; features that are nearly constant there are left out",
     )
-    hidden_sizes: tuple[int, ...] = _setting((1024, 1024, 1024), "tanh units of each hidden layer")
-    dropout: float = _setting(0.1, "dropout rate after each hidden layer")
-    precision: str = _setting(
+    hidden_sizes: tuple[int, ...] = setting(
+        (1024, 1024, 1024),
+        "tanh units of each hidden layer",
+        bounds=Bounds(at_least=1, words="positive numbers"),
+    )
+    dropout: float = setting(
+        0.1, "dropout rate after each hidden layer", bounds=Bounds(at_least=0, below=1)
+    )
+    precision: str = setting(
         "float32",
-        "of the towers' matrix products; parameters, losses, graph and metrics stay in float32",
+        "type of the towers' matrix products; parameters, losses, graph and metrics stay in "
+        "float32",
         choices=("float32", "bfloat16"),
-        before="float32",
     )
-    learning_rate: float = _setting(1e-4, "learning rate of Adam")
-    weight_decay: float = _setting(
-        0.0,
-        "decoupled weight decay (AdamW) of the towers' weight matrices",
-        before=0.0,
+    learning_rate: float = setting(1e-4, "learning rate of Adam", bounds=POSITIVE)
+    weight_decay: float = setting(
+        0.0, "decoupled weight decay (AdamW) of the towers' weight matrices", bounds=NOT_NEGATIVE
     )
-    similarity: str = _setting(
+    similarity: str = setting(
         "posterior",
-        "by which retrieval ranks: cosine of the outputs, or posterior, log Σ p(c|query) p(c|item) "
-        "of their softmax",
+        "score by which retrieval ranks: cosine of the outputs, or posterior, "
+        "log Σ p(c|query) p(c|item) of their softmax",
         choices=tuple(SIMILARITIES),
-        before="cosine",
     )
-    eval_every: int = _setting(
-        10, "epochs between evaluations (and checkpoints) on the test rows", resumable=True
-    )
-    checkpoint_every: int | None = _setting(
-        None, "epochs between further checkpoints; default only at evaluations", resumable=True
-    )
-    tensorboard: bool | None = _setting(
-        None,
-        "write TensorBoard events; default if the extra 'tensorboard' is installed",
-        resumable=True,
-        per_process=True,
-    )
-    parallel: str = _setting(
-        "auto",
-        "how a step is spread over all devices: auto is jit; the numbers do not depend on it",
-        choices=MODES,
-        resumable=True,
-    )
-    steps_per_call: int | None = _setting(
-        None,
-        "most steps of one call; default 64 on CPUs and with --input=stream, whose calls then take "
-        "seconds, and else an epoch. A signal is answered between calls",
-        resumable=True,
-    )
-    coordinator_address: str | None = _setting(
-        None,
-        "host:port of the first of several processes, which all get the same flags but for "
-        "--process_id",
-        resumable=True,
-        per_process=True,
-    )
-    num_processes: int | None = _setting(None, "how many processes take part", resumable=True)
-    process_id: int | None = _setting(
-        None,
-        "number of this process, from 0; that one writes for all",
-        resumable=True,
-        per_process=True,
-    )
-    distributed: bool = _setting(
-        False,
-        "find the other processes by oneself: on Cloud TPU, Slurm, Open MPI and where else "
-        "jax.distributed can",
-        resumable=True,
-    )
-    profile: bool = _setting(
-        False,
-        "write a trace of a few steps into profile/ in the run folder: perfetto_trace.json.gz for "
-        "Perfetto, *.xplane.pb for XProf",
-        resumable=True,
-    )
-    deterministic: bool = _setting(
+    deterministic: bool = setting(
         False, "identical bytes for a seed on a GPU too, at some cost; a CPU gives them always"
-    )
-    compilation_cache: str = _setting(
-        "auto",
-        "folder of compiled programs kept between runs; 'auto' is a user cache folder, 'off' none",
-        resumable=True,
-        per_process=True,
     )
 
     def chosen_parameters(self) -> dict[str, Any]:
         """The parameters of the metric loss that are set, by name."""
-        own = {name: getattr(self, name) for name in _OWN_FLAGS}
+        own = {name: getattr(self, name) for name in OWN_FLAGS}
         set_here = {name: value for name, value in own.items() if value is not None}
-        return set_here | (self.loss_parameters or {})
+        return set_here | dict(self.loss_parameters or {})
 
     def objective(self, *, max_neighbors: int | None = None) -> Objective:
         """The objective that the configuration names.
@@ -344,35 +246,150 @@ class TrainConfig:
         return functools.partial(aadml_objective, intra_modal=self.intra_modal, **made_of)
 
 
-def resumable_fields() -> frozenset[str]:
-    """Names of the fields that may change when a run is resumed."""
-    fields = dataclasses.fields(TrainConfig)
-    return frozenset(field.name for field in fields if field.metadata.get("resumable"))
+@dataclasses.dataclass(frozen=True)
+class LaunchConfig:
+    """How far, where and on what a run goes; changes nothing that an epoch computes."""
+
+    epochs: int | None = setting(
+        None,
+        "passes over the training rows; default 400, 60 for synthetic data and av_digits",
+        bounds=COUNT,
+    )
+    workdir: str | None = setting(
+        None,
+        "folder of the run; default runs/<dataset>, with -fold0, -split3, -fraction0.1, -paper, "
+        "-smoke where these are asked for",
+        per_process=True,
+    )
+    input: str = setting(
+        "device",
+        "place of the training rows: the devices, or a stream that is read while training goes on, "
+        "for data larger than their memory; needs --dataset=tfds:NAME and the extra 'stream'",
+        choices=("device", "stream"),
+    )
+    eval_every: int = setting(
+        10, "epochs between evaluations (and checkpoints) on the test rows", bounds=COUNT
+    )
+    checkpoint_every: int | None = setting(
+        None, "epochs between further checkpoints; default only at evaluations", bounds=COUNT
+    )
+    tensorboard: bool | None = setting(
+        None,
+        "TensorBoard events in the run folder; default if the extra 'tensorboard' is installed",
+        per_process=True,
+    )
+    parallel: str = setting(
+        "auto",
+        "way to spread a step over all devices: auto is jit; the numbers do not depend on it",
+        choices=MODES,
+    )
+    steps_per_call: int | None = setting(
+        None,
+        "largest number of steps in one call; default 64 on CPUs and with --input=stream, whose "
+        "calls then take seconds, and else an epoch. A signal is answered between calls",
+        bounds=COUNT,
+    )
+    coordinator_address: str | None = setting(
+        None,
+        "host:port of the first of several processes, which all get the same flags but for "
+        "--process_id",
+        per_process=True,
+    )
+    num_processes: int | None = setting(None, "number of processes of the run", bounds=COUNT)
+    process_id: int | None = setting(
+        None, "number of this process, from 0; that one writes for all", per_process=True
+    )
+    distributed: bool = setting(
+        False,
+        "automatic detection of the other processes: on Cloud TPU, Slurm, Open MPI and in other "
+        "environments that jax.distributed supports",
+    )
+    profile: bool = setting(
+        False,
+        "trace of a few steps in profile/ in the run folder: perfetto_trace.json.gz for Perfetto, "
+        "*.xplane.pb for XProf",
+    )
+    compilation_cache: str = setting(
+        "auto",
+        "folder of compiled programs kept between runs; 'auto' is a user cache folder, 'off' none",
+        per_process=True,
+    )
 
 
-def common_fields(config: TrainConfig) -> dict[str, Any]:
-    """Flags and their values in which all processes of a run must agree."""
-    return {
-        f"--{field.name}": getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if not field.metadata.get("per_process")
-    }
+_PARTS = {"data": DataConfig, "recipe": RecipeConfig, "launch": LaunchConfig}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run; see `set_up` for what fills in open defaults.
+
+    The settings of all parts have different names, so that flags and programs need not say in which
+    part one is:
+
+        config = TrainConfig.of(dataset="vegas", margin=0.2, epochs=100)
+        config.recipe.margin                 # 0.2
+        config.replace(seed=1, fold=0)       # a copy with other settings
+    """
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    recipe: RecipeConfig = dataclasses.field(default_factory=RecipeConfig)
+    launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
+
+    @classmethod
+    def of(cls, **settings: Any) -> "TrainConfig":
+        """A configuration of settings by their names, with the defaults of the others.
+
+        Raises:
+          ValueError: for a name that is no setting.
+        """
+        return cls().replace(**settings)
+
+    def replace(self, **settings: Any) -> "TrainConfig":
+        """A copy in which some settings, given by their names, are others.
+
+        Raises:
+          ValueError: for a name that is no setting.
+        """
+        if unknown := ", ".join(settings.keys() - FIELDS.keys()):
+            raise ValueError(f"TrainConfig has no setting {unknown}; it has {', '.join(FIELDS)}")
+        parts = {}
+        for part, kind in _PARTS.items():
+            names = [field.name for field in dataclasses.fields(kind) if field.name in settings]
+            parts[part] = dataclasses.replace(
+                getattr(self, part), **{name: settings[name] for name in names}
+            )
+        return TrainConfig(**parts)
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by their names."""
+        return {name: value for part in _PARTS for name, value in vars(getattr(self, part)).items()}
+
+    def common_flags(self) -> dict[str, Any]:
+        """Flags and their values in which all processes of a run must agree."""
+        return {
+            f"--{name}": value
+            for name, value in self.flat().items()
+            if not FIELDS[name].metadata["per_process"]
+        }
+
+
+FIELDS: dict[str, dataclasses.Field] = {
+    field.name: field for kind in _PARTS.values() for field in dataclasses.fields(kind)
+}
+"""The fields of all parts of `TrainConfig` by their names, in the order of the flags."""
 
 
 def config_from_json(values: Any, versions: Any = None) -> TrainConfig:
     """The configuration stored by `dataclasses.asdict` as JSON.
 
-    A field that the version which stored it did not know gets the value of what that version did,
-    or its default if it changes no result. Fields of an older version that became
-    `loss_parameters` are taken there.
-
     Args:
-      values: field names and values; lists stand for tuples.
+      values: the parts by their names, and in each the values of its fields; lists stand for
+        tuples.
       versions: those that config.json records beside it, for the message; None if there are none.
 
     Raises:
-      UserError: if a field is unknown, is missing and cannot be filled in, or has a value that no
-        run can have.
+      UserError: if a part or a field is unknown or missing, or has a value that no run can have.
+        Fields of `LaunchConfig`, which change no result, take their defaults instead.
     """
     if not isinstance(values, dict):
         raise UserError(
@@ -380,32 +397,9 @@ def config_from_json(values: Any, versions: Any = None) -> TrainConfig:
         )
     writer = versions.get("aadml_jax") if isinstance(versions, dict) else None
     said = f"by aadml_jax {writer}" if writer else "by another version of aadml_jax"
-    values = _with_loss_parameters(values)
-    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    if unknown := ", ".join(sorted(set(values) - fields.keys())):
-        raise UserError(
-            f"the stored configuration is of another version of aadml_jax: it was written {said}, "
-            f"and this one, {__version__}, does not know its field {unknown}; use that version, or "
-            "another --workdir"
-        )
-    hints = typing.get_type_hints(TrainConfig)
-    known = {}
-    for name, field in fields.items():
-        if name not in values:
-            known[name] = _value_without(field, said)
-            continue
-        value = values[name]
-        value = tuple(value) if isinstance(value, list) else value
-        if not _is_of_type(value, hints[name]):
-            raise UserError(
-                f"the stored configuration is damaged ({name} cannot be {value!r}); "
-                f"{_STORED_REMEDY}"
-            )
-        choices = field.metadata.get("choices", ())
-        if choices and value not in choices and field.metadata.get("resumable"):
-            value = field.default  # a way to run that is gone changes no result
-        known[name] = value
-    config = TrainConfig(**known)
+    require_parts(values, said)
+    parts = {part: _part_from_json(kind, values[part], said) for part, kind in _PARTS.items()}
+    config = TrainConfig(**parts)
     try:
         check(config)
     except UserError as error:
@@ -415,64 +409,69 @@ def config_from_json(values: Any, versions: Any = None) -> TrainConfig:
     return config
 
 
-def _with_loss_parameters(values: dict[str, Any]) -> dict[str, Any]:
-    """Of a configuration with a field for each parameter of a loss, those that are set, as one.
+def require_parts(values: Mapping[str, Any], written: str) -> None:
+    """Checks that a stored configuration has the three parts.
 
-    {"loss": "circle", "alpha": null, "gamma": 1.0}  →  {"loss": "circle", "loss_parameters":
-    {"gamma": 1.0}}; where none is set, there are no `loss_parameters`.
+    Args:
+      values: the content of `config` in config.json.
+      written: by whom it was written, for the message.
+
+    Raises:
+      UserError: if it has none of them, as those of earlier versions; if one is missing or is no
+        part at all.
     """
-    if "loss_parameters" in values:
-        return values
-    kept = {name: value for name, value in values.items() if name not in _FORMER_PARAMETERS}
-    former = {name: values[name] for name in _FORMER_PARAMETERS if values.get(name) is not None}
-    return kept | ({"loss_parameters": former} if former else {})
-
-
-def _value_without(field: dataclasses.Field, said: str) -> Any:
-    """What a field means in a configuration that does not have it."""
-    if "before" in field.metadata:
-        return field.metadata["before"]
-    if field.metadata.get("resumable") and not field.metadata.get("always_stored"):
-        return field.default
-    raise UserError(
-        f"the stored configuration is of another version of aadml_jax: it was written {said}, "
-        f"without the field {field.name} that this one, {__version__}, needs; use that version, or "
-        "another --workdir"
-    )
-
-
-def _is_of_type(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type; whole numbers are floats too, and bools no numbers."""
-    if isinstance(hint, types.UnionType):
-        return any(_is_of_type(value, option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        (item, _) = typing.get_args(hint)
-        return isinstance(value, tuple) and all(_is_of_type(each, item) for each in value)
-    if typing.get_origin(hint) is Mapping:
-        (key, item) = typing.get_args(hint)
-        return isinstance(value, Mapping) and all(
-            _is_of_type(name, key) and _is_of_type(each, item) for name, each in value.items()
+    if not any(isinstance(values.get(part), dict) for part in _PARTS):
+        raise UserError(
+            f"the stored configuration was written {written}, before settings were stored in the "
+            f"parts {', '.join(_PARTS)}, and is not read any more; use the code that wrote it, or "
+            "train again with another --workdir"
         )
-    if hint is float and type(value) is int:
-        return abs(value) <= sys.float_info.max
-    if hint in (int, float):
-        return isinstance(value, hint) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    for part in _PARTS:
+        if not isinstance(values.get(part), dict):
+            raise UserError(
+                f"the stored configuration is damaged (its part {part} is not there); "
+                f"{_STORED_REMEDY}"
+            )
+    if unknown := ", ".join(sorted(set(values) - _PARTS.keys())):
+        raise UserError(
+            f"the stored configuration was written {written}, and this version, {__version__}, "
+            f"does not know its part {unknown}; use that version, or another --workdir"
+        )
 
 
-def default_workdir(config: TrainConfig) -> str:
-    """Where a run goes that names no folder."""
-    parts = [config.dataset.replace(":", "-")]
-    if config.fold is not None:
-        parts.append(f"fold{config.fold}")
-    if config.split_seed:
-        parts.append(f"split{config.split_seed}")
-    if config.train_fraction < 1:
-        parts.append(f"fraction{config.train_fraction:g}")
-    for preset in ("paper", "smoke"):
-        if getattr(config, preset):
-            parts.append(preset)
-    return f"runs/{'-'.join(parts)}"
+def _part_from_json(kind: type, values: dict[str, Any], said: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    of_another = (
+        f"the stored configuration is of another version of aadml_jax: it was written {said}"
+    )
+    if unknown := ", ".join(sorted(set(values) - fields.keys())):
+        raise UserError(
+            f"{of_another}, and this one, {__version__}, does not know its field {unknown}; use "
+            "that version, or another --workdir"
+        )
+    hints = typing.get_type_hints(kind)
+    known = {}
+    for name, field in fields.items():
+        changes_no_result = kind is LaunchConfig
+        if name not in values:
+            if not changes_no_result:
+                raise UserError(
+                    f"{of_another}, without the field {name} that this one, {__version__}, needs; "
+                    "use that version, or another --workdir"
+                )
+            known[name] = field.default
+            continue
+        value = values[name]
+        value = tuple(value) if isinstance(value, list) else value
+        if not is_of_type(value, hints[name]):
+            raise UserError(
+                f"the stored configuration is damaged ({name} cannot be {value!r}); "
+                f"{_STORED_REMEDY}"
+            )
+        choices = field.metadata["choices"]
+        is_gone = changes_no_result and choices and value not in choices
+        known[name] = field.default if is_gone else value
+    return kind(**known)
 
 
 def check(config: TrainConfig) -> None:
@@ -481,175 +480,75 @@ def check(config: TrainConfig) -> None:
     Raises:
       UserError: naming the flag, its value and what it must be.
     """
-    for field in dataclasses.fields(config):
-        choices, value = field.metadata.get("choices"), getattr(config, field.name)
-        if choices and value not in choices:
-            raise UserError(f"--{field.name}={value} must be one of {', '.join(choices)}")
-
-    dataset_spec(config.dataset)
-
-    def require(name: str, is_right: bool, what: str) -> None:
-        if not is_right:
-            raise UserError(f"--{name}={getattr(config, name)} must be {what}")
-
-    for name in (
-        "epochs",
-        "batch_size",
-        "num_neighbors",
-        "eval_every",
-        "checkpoint_every",
-        "steps_per_call",
-        "num_processes",
-    ):
-        value = getattr(config, name)
-        require(name, value is None or value >= 1, "at least 1")
-    for name in (*_OWN_FLAGS, *_FLOATS):
-        value = getattr(config, name)
-        require(name, value is None or math.isfinite(value), "finite")
-    for name in ("label_weight", "metric_weight", "weight_decay"):
-        require(name, getattr(config, name) >= 0, "at least 0")
-    for name in ("learning_rate", "attention_temperature"):
-        require(name, getattr(config, name) > 0, "above 0")
-    require("dropout", 0 <= config.dropout < 1, "at least 0 and below 1")
-    for name in ("seed", "split_seed"):
-        require(name, 0 <= getattr(config, name) < 2**32, "from 0 to 2³² − 1")
-    require("train_fraction", 0 < config.train_fraction <= 1, "above 0 and at most 1")
-    if config.fold is not None:
-        require("fold", 0 <= config.fold < NUM_FOLDS, f"from 0 to {NUM_FOLDS - 1}")
-    elif config.train_fraction == 1 and config.split_seed:
+    for part in _PARTS:
+        check_settings(getattr(config, part))
+    dataset_spec(config.data.dataset)
+    data = config.data
+    if data.fold is None and data.train_fraction == 1 and data.split_seed:
         raise UserError(
-            f"--split_seed={config.split_seed} chooses nothing; add --fold or --train_fraction, or "
+            f"--split_seed={data.split_seed} chooses nothing; add --fold or --train_fraction, or "
             "leave it out"
         )
-    require("hidden_sizes", all(size >= 1 for size in config.hidden_sizes), "positive numbers")
-    _check_loss(config)
-    if config.class_proxies != "one_hot" and not NAMED_LOSSES[config.loss].on_class_proxies:
-        losses = [name for name, entry in NAMED_LOSSES.items() if entry.on_class_proxies]
-        raise UserError(
-            f"--class_proxies={config.class_proxies} needs a loss on class proxies: "
-            f"--loss={' or '.join(losses)}"
-        )
-    explicit = [config.coordinator_address, config.num_processes, config.process_id]
+    _check_recipe(config.recipe)
+    _check_processes(config.launch)
+
+
+def _check_processes(launch: LaunchConfig) -> None:
+    explicit = [launch.coordinator_address, launch.num_processes, launch.process_id]
     if any(value is not None for value in explicit) and None in explicit:
         raise UserError(
             "--coordinator_address, --num_processes and --process_id go together; give all three, "
             "or --distributed where the cluster tells them"
         )
-    if config.process_id is not None:
-        what = f"from 0 to {config.num_processes - 1}"
-        require("process_id", 0 <= config.process_id < config.num_processes, what)
-    if config.label_weight == config.metric_weight == 0:
-        raise UserError("--label_weight=0 and --metric_weight=0 leave nothing to train")
+    if launch.process_id is not None and launch.num_processes is not None:
+        numbers = Bounds(at_least=0, at_most=launch.num_processes - 1)
+        if not numbers.hold(launch.process_id):
+            raise UserError(f"--process_id={launch.process_id} must be {numbers}")
 
 
-def _check_loss(config: TrainConfig) -> None:
+def _check_recipe(recipe: RecipeConfig) -> None:
     """Checks the metric loss's parameters, and what does not go with it."""
-    chosen = NAMED_LOSSES[config.loss]
-    in_parameters = sorted(set(config.loss_parameters or ()) & set(_OWN_FLAGS))
-    if in_parameters:
-        name = in_parameters[0]
-        raise UserError(
-            f"--loss_parameters={name}={config.loss_parameters[name]:g} has a flag of its own; set "
-            f"--{name}"
-        )
-    for name, value in config.chosen_parameters().items():
-        flag = f"{name}={value}" if name in _OWN_FLAGS else f"loss_parameters={name}={value:g}"
+    chosen = NAMED_LOSSES[recipe.loss]
+    given = recipe.loss_parameters or {}
+    for name in OWN_FLAGS:
+        if name in given:
+            raise UserError(
+                f"--loss_parameters={name}={given[name]:g} has a flag of its own; set --{name}"
+            )
+    for name, value in recipe.chosen_parameters().items():
+        flag = f"{name}={value}" if name in OWN_FLAGS else f"loss_parameters={name}={value:g}"
         if name not in chosen.parameters:
             raise UserError(
-                f"--{flag} does not go with loss={config.loss}: its parameters are "
+                f"--{flag} does not go with loss={recipe.loss}: its parameters are "
                 f"{', '.join(chosen.parameters)}"
             )
         try:
-            named_loss(config.loss, {name: value})
+            named_loss(recipe.loss, {name: value})
         except ValueError as error:
-            raise UserError(f"--{flag} does not suit loss={config.loss}: {error}") from error
-    culprit = None
-    if chosen.on_similarities and config.distance != "cosine":
-        culprit, reason = "distance", "it compares cosine similarities"
-    if chosen.on_class_proxies and config.intra_modal:
-        culprit, reason = "intra_modal", "it compares samples with class proxies"
-    if chosen.on_class_proxies and config.proxy_role == "both_sides":
-        culprit, reason = "proxy_role", "one of its sides are class proxies"
-    if culprit is not None:
-        raise UserError(
-            f"--{culprit}={getattr(config, culprit)} does not go with loss={config.loss}: {reason}"
-        )
+            raise UserError(f"--{flag} does not suit loss={recipe.loss}: {error}") from error
+    conflicts = {
+        "distance": chosen.on_similarities
+        and recipe.distance != "cosine"
+        and "it compares cosine similarities",
+        "intra_modal": chosen.on_class_proxies
+        and recipe.intra_modal
+        and "it compares samples with class proxies",
+        "proxy_role": chosen.on_class_proxies
+        and recipe.proxy_role == "both_sides"
+        and "one of its sides are class proxies",
+    }
+    for name, reason in conflicts.items():
+        if reason:
+            value = getattr(recipe, name)
+            raise UserError(f"--{name}={value} does not go with loss={recipe.loss}: {reason}")
     for name, default in (("proxy_role", "in_place"), ("neighbors_from", "own")):
-        if not config.anchor_aware and getattr(config, name) != default:
-            raise UserError(f"--{name}={getattr(config, name)} does nothing without anchor_aware")
-
-
-def apply_presets(config: TrainConfig, explicit: Set[str]) -> TrainConfig:
-    """With `smoke` and `paper`, their values for the fields that are not set explicitly."""
-    preset: dict[str, Any] = {}
-    if config.paper:
-        preset |= _PAPER_PRESET
-        if config.loss == "triplet":
-            preset["margin"] = _PAPER_MARGIN
-    if config.smoke:
-        preset |= _SMOKE_PRESET
-    return dataclasses.replace(
-        config, **{name: value for name, value in preset.items() if name not in explicit}
-    )
-
-
-def split_in_words(config: TrainConfig) -> str:
-    """The asked-for split behind the name of a data set, empty for all rows of the data's own."""
-    words = []
-    if config.fold is not None:
-        words.append(f"fold {config.fold}")
-    if config.train_fraction < 1:
-        words.append(f"fraction {config.train_fraction:g} of the training rows")
-    if words and config.split_seed:
-        words.append(f"split seed {config.split_seed}")
-    return "".join(f", {word}" for word in words)
-
-
-def apply_splits(config: TrainConfig, dataset: RetrievalDataset) -> RetrievalDataset:
-    """The rows that a configuration trains and tests on: fold, fraction and smoke subset."""
-    if config.fold is not None:
-        dataset = with_fold(dataset, config.fold, seed=config.split_seed)
-    dataset = with_train_fraction(dataset, config.train_fraction, seed=config.split_seed)
-    if not config.smoke:
-        return dataset
-    # Where there are more classes than rows, one row of each is the least.
-    return with_class_balanced_rows(
-        dataset,
-        max(SMOKE_TRAIN_ROWS, dataset.num_classes),
-        max(SMOKE_TEST_ROWS, dataset.num_classes),
-    )
-
-
-def resolve(config: TrainConfig, num_train: int) -> TrainConfig:
-    """Fills in the defaults that depend on the data set.
-
-    Args:
-      config: a checked configuration.
-      num_train: training rows at hand.
-
-    Returns:
-      A configuration without open epochs, batch size or parameters of the chosen loss.
-
-    Raises:
-      UserError: if an explicit batch size exceeds the training rows.
-    """
-    default_batch_size = min(SMOKE_BATCH_SIZE if config.smoke else DEFAULT_BATCH_SIZE, num_train)
-    if config.batch_size is not None and config.batch_size > num_train:
+        if not recipe.anchor_aware and getattr(recipe, name) != default:
+            raise UserError(f"--{name}={getattr(recipe, name)} does nothing without anchor_aware")
+    if recipe.class_proxies != "one_hot" and not chosen.on_class_proxies:
+        losses = [name for name, entry in NAMED_LOSSES.items() if entry.on_class_proxies]
         raise UserError(
-            f"--batch_size={config.batch_size} exceeds the {num_train} training rows; "
-            f"choose at most {num_train}, or leave it out for {default_batch_size}"
+            f"--class_proxies={recipe.class_proxies} needs a loss on class proxies: "
+            f"--loss={' or '.join(losses)}"
         )
-    return dataclasses.replace(
-        config,
-        epochs=config.epochs or dataset_spec(config.dataset).default_epochs,
-        batch_size=config.batch_size or default_batch_size,
-        **_resolved_parameters(config),
-    )
-
-
-def _resolved_parameters(config: TrainConfig) -> dict[str, Any]:
-    """All parameters of the chosen loss, in the fields that hold them."""
-    values = NAMED_LOSSES[config.loss].parameters | config.chosen_parameters()
-    own = {name: value for name, value in values.items() if name in _OWN_FLAGS}
-    others = {name: value for name, value in values.items() if name not in _OWN_FLAGS}
-    return own | {"loss_parameters": others or None}
+    if recipe.label_weight == recipe.metric_weight == 0:
+        raise UserError("--label_weight=0 and --metric_weight=0 leave nothing to train")

@@ -237,3 +237,26 @@ def _relevant_counts(labels: np.ndarray) -> np.ndarray:
             blocks.append(shared_classes @ counts)
         counts = np.concatenate(blocks)
     return counts[inverse]
+
+
+def retrieval_result(
+    report: dict[str, Any],
+    test_labels: np.ndarray,
+    test_posteriors: tuple[np.ndarray, np.ndarray] | None,
+) -> dict[str, Any]:
+    """The part of a result that says how good the retrieval is, and what to compare it with."""
+    reference = None
+    if test_posteriors is not None:
+        reference = bayes_reference(*test_posteriors, test_labels)
+    return {
+        "map": {direction: report[direction]["map"] for direction in DIRECTIONS},
+        "prefix_map": {direction: report[direction]["prefix_map"] for direction in DIRECTIONS},
+        "precision_at_k": report["mean"]["precision_at_k"],
+        "recall_at_k": report["mean"]["recall_at_k"],
+        "tied_pairs": {direction: report[direction]["tied_pairs"] for direction in DIRECTIONS},
+        "chance": chance_map(test_labels),
+        "bayes_reference": None if reference is None else reference["mean"]["map"],
+        "bayes_reference_map": None
+        if reference is None
+        else {direction: reference[direction]["map"] for direction in DIRECTIONS},
+    }

@@ -8,18 +8,13 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
-from aadml_jax.data import StoredFeatures, identity_standardization
+from aadml_jax.data import StoredFeatures
 from aadml_jax.errors import UserError
 from aadml_jax.training.checkpoints import Checkpoints, Progress, has_checkpoints
-from aadml_jax.training.config import TrainConfig, config_from_json, resumable_fields
-from aadml_jax.training.evaluation import DIRECTIONS, bayes_reference, chance_map, make_evaluate
-from aadml_jax.training.held_data import (
-    HeldData,
-    is_standardization_described,
-    is_standardized_alike,
-)
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.evaluation import DIRECTIONS, make_evaluate, retrieval_result
+from aadml_jax.training.local_data import LocalData
 from aadml_jax.training.parallel import Placement, one_device
 from aadml_jax.training.processes import largest_of_all_processes
 from aadml_jax.training.reporting import ProgressDisplay, TensorBoard
@@ -36,7 +31,6 @@ from aadml_jax.training.run_folder import (
 )
 from aadml_jax.training.signals import Interrupted, StopSignal
 from aadml_jax.training.state import (
-    TrainState,
     build_model,
     build_optimizer,
     finite_parts,
@@ -45,6 +39,7 @@ from aadml_jax.training.state import (
     run_keys,
 )
 from aadml_jax.training.step import make_run_steps, make_train_step
+from aadml_jax.training.stored_runs import check_resumable
 from aadml_jax.training.streaming import make_stream_steps
 
 # A signal is answered between calls, so none may last long: 64 steps take about 8 s at batch 400 on
@@ -58,85 +53,17 @@ class TrainingDiverged(Exception):
     """The objective or the state became NaN or infinite."""
 
 
-def check_resumable(stored: dict[str, Any], config: TrainConfig, data: dict[str, Any]) -> None:
-    """Checks that a run folder's configuration and data are those of this run.
-
-    Args:
-      stored: content of config.json.
-      config: the resolved configuration of this run.
-      data: its description of the data.
-
-    Raises:
-      UserError: naming what differs.
-    """
-    remedy = "use the same value, or another --workdir"
-    has_x64 = environment()["enable_x64"]
-    had_x64 = _recorded(stored.get("environment"), "enable_x64", has_x64)
-    if had_x64 != has_x64:
-        raise UserError(
-            f"{config.workdir} holds a checkpoint of another configuration: JAX_ENABLE_X64 was "
-            f"{had_x64}, now {has_x64}; {remedy}"
-        )
-    former = config_from_json(stored.get("config"), stored.get("versions"))
-    for field in dataclasses.fields(config):
-        old, new = getattr(former, field.name), getattr(config, field.name)
-        if old != new and field.name not in resumable_fields():
-            raise UserError(
-                f"{config.workdir} holds a checkpoint of another configuration: --{field.name} "
-                f"was {old}, now {new}; {remedy}"
-            )
-    if recorded_data(stored)["fingerprint"] != data["fingerprint"]:
-        raise UserError(
-            f"{config.workdir} holds a checkpoint of another configuration: the data, "
-            f"{data['source']}, are not those it was trained on; use the same data, or another "
-            "--workdir"
-        )
-    if not is_standardized_alike(recorded_data(stored), data):
-        raise UserError(
-            f"{config.workdir} holds a checkpoint of an earlier version, which standardised "
-            "features that are constant or far out in another way; evaluate it as it is, or train "
-            "anew with another --workdir"
-        )
-
-
-def _recorded(part: Any, name: str, default: Any) -> Any:
-    return part.get(name, default) if isinstance(part, dict) else default
-
-
-def recorded_data(stored: dict[str, Any]) -> dict[str, Any]:
-    """The description of the data in the content of a config.json.
-
-    Raises:
-      UserError: if there is none.
-    """
-    data = stored.get("data")
-    if isinstance(data, dict):
-        data = {"multi_label": False, **data}  # the first version knew one class a clip
-        texts = all(isinstance(data.get(name), str) for name in ("fingerprint", "source"))
-        sizes = [data.get(name) for name in ("num_classes", "audio_dim", "visual_dim")]
-        if (
-            texts
-            and is_standardization_described(data.get("standardization"))
-            and isinstance(data["multi_label"], bool)
-            and all(type(size) is int and size > 0 for size in sizes)
-        ):
-            return data
-    raise UserError(
-        "config.json does not describe its data; restore it from a copy, or use another --workdir"
-    )
-
-
 def run_training(
     config: TrainConfig,
-    data: HeldData,
+    data: LocalData,
     folder: RunFolder,
     placement: Placement | None = None,
 ) -> dict[str, Any]:
-    """Trains, or resumes, up to `config.epochs`; evaluates; writes result.json.
+    """Trains, or resumes, up to `config.launch.epochs`; evaluates; writes result.json.
 
     Args:
       config: resolved configuration.
-      data: from `hold`, with the same placement.
+      data: from `load_local_data`, with the same placement.
       folder: the run's folder, locked.
       placement: over devices, which changes no result beyond rounding; default one.
 
@@ -145,7 +72,7 @@ def run_training(
 
     Raises:
       UserError: if the folder belongs to a run of another configuration, with checkpoints or
-        without, or is beyond `config.epochs`.
+        without, or is beyond `config.launch.epochs`.
       Interrupted: after a signal (SIGTERM, SIGINT, SIGHUP and others, see `StopSignal`), with the
         state saved.
       TrainingDiverged: if the objective or the state stops being finite; earlier checkpoints stay.
@@ -175,19 +102,20 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        data: HeldData,
+        data: LocalData,
         folder: RunFolder,
         checkpoints: Checkpoints,
         placement: Placement,
         left: list[str],
     ):
         self.config, self.data = config, data
+        self.recipe, self.launch = config.recipe, config.launch
         self.folder, self.checkpoints = folder, checkpoints
         self.placement = placement
-        self.steps_per_epoch = data.num_train // config.batch_size
-        self.model = build_model(config, data.num_classes)
+        self.steps_per_epoch = data.num_train // config.recipe.batch_size
+        self.model = build_model(config.recipe, data.num_classes)
         self.state = init_state(
-            config, num_classes=data.num_classes, standardization=data.standardization
+            config.recipe, num_classes=data.num_classes, standardization=data.standardization
         )
         self.progress = Progress(epoch=0, seconds=0.0, mean_map=None)
         restored = checkpoints.restore_latest(self.state)
@@ -196,10 +124,10 @@ class _Run:
         self.lost_its_checkpoints = left if restored is None else []
         self.state = placement.put_whole(self.state)
         begun = -(-self.step // self.steps_per_epoch)
-        if begun > config.epochs:
+        if begun > config.launch.epochs:
             raise UserError(
-                f"--epochs={config.epochs}: the run in {folder.path} is already at epoch {begun}; "
-                "ask for at least that many, or use another --workdir"
+                f"--epochs={config.launch.epochs}: the run in {folder.path} is already at epoch "
+                f"{begun}; ask for at least that many, or use another --workdir"
             )
         self.folder.write_json(
             CONFIG_FILE,
@@ -211,11 +139,11 @@ class _Run:
             },
         )
         train_step = make_train_step(
-            self.model, build_optimizer(config), config.objective(), placement
+            self.model, build_optimizer(config.recipe), config.recipe.objective(), placement
         )
         common = {
-            "batch_size": config.batch_size,
-            "keys": run_keys(config.seed),
+            "batch_size": config.recipe.batch_size,
+            "keys": run_keys(config.recipe.seed),
             "placement": placement,
         }
         if isinstance(data.train, StoredFeatures):
@@ -233,14 +161,14 @@ class _Run:
             data.test,
             len(data.test_labels),
             placement,
-            similarity=config.similarity,
+            similarity=config.recipe.similarity,
         )
-        is_slow = placement.devices[0].platform == "cpu" or config.input == "stream"
-        self.steps_per_call = config.steps_per_call or (
+        is_slow = placement.devices[0].platform == "cpu" or config.launch.input == "stream"
+        self.steps_per_call = config.launch.steps_per_call or (
             _STEPS_PER_SLOW_CALL if is_slow else self.steps_per_epoch
         )
         # The first call compiles, so the trace begins after it.
-        self.steps_until_profile = 1 if config.profile else None
+        self.steps_until_profile = 1 if config.launch.profile else None
         self.started = time.monotonic() - self.progress.seconds
 
     @property
@@ -251,27 +179,27 @@ class _Run:
         """Runs the remaining epochs and writes the result."""
         restored_step, epoch = self.step, self.progress.epoch
         writes = self.folder.is_writer
-        display = ProgressDisplay(self.config.epochs, self.progress.epoch, shows=writes)
-        if epoch == self.config.epochs:
-            nothing = "nothing to do but to report" + ", nor to profile" * self.config.profile
+        display = ProgressDisplay(self.launch.epochs, self.progress.epoch, shows=writes)
+        if epoch == self.launch.epochs:
+            nothing = "nothing to do but to report" + ", nor to profile" * self.launch.profile
             display.write(f"already trained to epoch {epoch}: {nothing}")
         elif restored_step:
             display.write(
-                f"resuming after {epoch} of {self.config.epochs} epochs (step {restored_step})"
+                f"resuming after {epoch} of {self.launch.epochs} epochs (step {restored_step})"
             )
         elif self.lost_its_checkpoints:
             display.write(self._begin_again())
         log = MetricLog(self.folder, last_step=restored_step)
         events = TensorBoard(
             self.folder.path,
-            enabled=self.config.tensorboard if writes else False,
+            enabled=self.launch.tensorboard if writes else False,
             last_step=restored_step,
         )
         stop = StopSignal()
         report = None
         try:
             with stop.listening():
-                for epoch in range(self.progress.epoch + 1, self.config.epochs + 1):
+                for epoch in range(self.progress.epoch + 1, self.launch.epochs + 1):
                     self._train_to_end_of(epoch, stop, log)
                     report = self._finish_epoch(epoch, log, events, display)
                 self.checkpoints.wait()
@@ -300,7 +228,7 @@ class _Run:
                 self.checkpoints.save(self.state, self._now(epoch - 1, None))
                 self.checkpoints.wait()
                 raise Interrupted(
-                    f"stopped by {name} after {epoch - 1} of {self.config.epochs} epochs "
+                    f"stopped by {name} after {epoch - 1} of {self.launch.epochs} epochs "
                     f"(step {self.step}), state saved; the same command resumes"
                 )
             self._run_steps(min(remaining, self.steps_per_call))
@@ -329,16 +257,16 @@ class _Run:
         }
         self._require_finite("loss", values["loss"], epoch)
         self._require_finite_state(epoch)
-        values["learning_rate"] = self.config.learning_rate
-        is_last = epoch == self.config.epochs
+        values["learning_rate"] = self.recipe.learning_rate
+        is_last = epoch == self.launch.epochs
         report = None
-        if is_last or epoch % self.config.eval_every == 0:
+        if is_last or epoch % self.launch.eval_every == 0:
             report = self.evaluate(self.state.params)
             for direction in DIRECTIONS:
                 values[f"map_{direction}"] = report[direction]["map"]
             self._require_finite("MAP", values["map_mean"], epoch)
         log.write(self.step, {"epoch": epoch, **values})
-        every = self.config.checkpoint_every
+        every = self.launch.checkpoint_every
         if report is not None or (every is not None and epoch % every == 0):
             log.sync()
             mean_map = None if report is None else report["mean"]["map"]
@@ -363,7 +291,7 @@ class _Run:
 
     def _diverged(self, what: str) -> TrainingDiverged:
         return TrainingDiverged(
-            f"{what}; lower --learning_rate ({self.config.learning_rate:g}) and start again with "
+            f"{what}; lower --learning_rate ({self.recipe.learning_rate:g}) and start again with "
             "another --workdir"
         )
 
@@ -383,64 +311,7 @@ class _Run:
                 "mean_map": best[1],
                 "selected_on": "test",
             },
-            "epochs": self.config.epochs,
+            "epochs": self.launch.epochs,
             "seconds": self.progress.seconds,
             "versions": versions(),
         }
-
-
-def retrieval_result(
-    report: dict[str, Any],
-    test_labels: np.ndarray,
-    test_posteriors: tuple[np.ndarray, np.ndarray] | None,
-) -> dict[str, Any]:
-    """The part of a result that says how good the retrieval is, and what to compare it with."""
-    reference = None
-    if test_posteriors is not None:
-        reference = bayes_reference(*test_posteriors, test_labels)
-    return {
-        "map": {direction: report[direction]["map"] for direction in DIRECTIONS},
-        "prefix_map": {direction: report[direction]["prefix_map"] for direction in DIRECTIONS},
-        "precision_at_k": report["mean"]["precision_at_k"],
-        "recall_at_k": report["mean"]["recall_at_k"],
-        "tied_pairs": {direction: report[direction]["tied_pairs"] for direction in DIRECTIONS},
-        "chance": chance_map(test_labels),
-        "bayes_reference": None if reference is None else reference["mean"]["map"],
-        "bayes_reference_map": None
-        if reference is None
-        else {direction: reference[direction]["map"] for direction in DIRECTIONS},
-    }
-
-
-def restore_for_evaluation(
-    workdir: pathlib.Path, stored: dict[str, Any], which: str
-) -> tuple[TrainConfig, TrainState, Progress]:
-    """Configuration and state of a finished or unfinished run, without touching its folder.
-
-    Args:
-      workdir: the run's folder.
-      stored: content of its config.json.
-      which: "latest" or "best".
-
-    Raises:
-      UserError: if there is no checkpoint that can be read.
-    """
-    config = config_from_json(stored.get("config"), stored.get("versions"))
-    data = recorded_data(stored)
-    template = init_state(
-        config,
-        num_classes=data["num_classes"],
-        standardization=identity_standardization(data["audio_dim"], data["visual_dim"]),
-    )
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        if which == "best":
-            best = checkpoints.best()
-            restored = None if best is None else checkpoints.restore(best[0], template)
-        else:
-            restored = checkpoints.restore_latest(template)
-    if restored is None:
-        raise UserError(
-            f"{workdir} holds no {which} checkpoint yet; train there first, with "
-            f"--workdir={workdir}"
-        )
-    return config, *restored

@@ -21,9 +21,9 @@ from aadml_jax._arrays import Array
 from aadml_jax._random import fixed_generator, seed_key
 from aadml_jax.cross_modal import cross_modal_report
 from aadml_jax.objective import Objective
-from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.evaluation import outputs_in_blocks
-from aadml_jax.training.held_data import HeldData
+from aadml_jax.training.local_data import LocalData
 from aadml_jax.training.state import (
     TrainState,
     adam,
@@ -45,7 +45,7 @@ _IN_OBJECTIVE = (
     "metric_weight",
 )
 VARYING = ("seed", *_IN_OBJECTIVE, "learning_rate", "weight_decay")
-"""Fields of `TrainConfig` in which the runs of one program may differ."""
+"""Fields of `RecipeConfig` in which the runs of one program may differ."""
 
 _AXIS = "runs"
 _VMAP_AXES = TrainState(step=None, params=0, opt_state=0, epoch_sums=0, standardization=None)
@@ -74,9 +74,9 @@ class Probe(NamedTuple):
         return epoch == last or (self.every is not None and epoch % self.every == 0)
 
 
-def kind_of(config: TrainConfig) -> str:
+def program_key(recipe: RecipeConfig) -> str:
     """What the runs of a program have in common."""
-    fields = dataclasses.asdict(config)
+    fields = dataclasses.asdict(recipe)
     for name in VARYING:
         value = fields[name]  # a loss has the parameter or not
         fields[name] = sorted(value) if isinstance(value, dict) else value is None
@@ -96,28 +96,28 @@ class StackedRuns:
     """
 
     def __init__(
-        self, configs: Sequence[TrainConfig], data: HeldData, devices: tuple[jax.Device, ...]
+        self, recipes: Sequence[RecipeConfig], data: LocalData, devices: tuple[jax.Device, ...]
     ):
         """Places the data on every device.
 
         Args:
-          configs: resolved configurations of one kind, see `kind_of`.
-          data: from `hold`, all rows in this process.
+          recipes: resolved configurations of one kind, see `program_key`.
+          data: from `load_local_data`, all rows in this process.
           devices: which share the runs.
         """
-        self.config, self.data = configs[0], data
-        self.model = build_model(self.config, data.num_classes)
-        self.steps_per_epoch = data.num_train // self.config.batch_size
-        self.num_runs = len(configs)
+        self.recipe, self.data = recipes[0], data
+        self.model = build_model(self.recipe, data.num_classes)
+        self.steps_per_epoch = data.num_train // self.recipe.batch_size
+        self.num_runs = len(recipes)
         # Every device gets equally many; the last run stands in where one is missing.
-        missing = -len(configs) % len(devices)
-        self.configs = [*configs, *[configs[-1]] * missing]
+        missing = -len(recipes) % len(devices)
+        self.recipes = [*recipes, *[recipes[-1]] * missing]
         self.mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
         self.rows = jax.device_put(data.train, NamedSharding(self.mesh, P()))
         self.keys = jax.tree.map(
-            lambda *keys: jnp.stack(keys), *(run_keys(config.seed) for config in self.configs)
+            lambda *keys: jnp.stack(keys), *(run_keys(recipe.seed) for recipe in self.recipes)
         )
-        self.values = _values_that_vary(self.configs)
+        self.values = _values_that_vary(self.recipes)
         self.axes = TrainState(
             step=P(), params=P(_AXIS), opt_state=P(_AXIS), epoch_sums=P(_AXIS), standardization=P()
         )
@@ -142,18 +142,18 @@ class StackedRuns:
         changes = {name: values[name] for name in _IN_OBJECTIVE if name in values}
         if "loss_parameters" in changes:
             changes["loss_parameters"] = {
-                **self.config.loss_parameters,
+                **self.recipe.loss_parameters,
                 **changes["loss_parameters"],
             }
         most = None
         if "num_neighbors" in changes:
-            most = max(config.num_neighbors for config in self.configs)
-        return dataclasses.replace(self.config, **changes).objective(max_neighbors=most)
+            most = max(recipe.num_neighbors for recipe in self.recipes)
+        return dataclasses.replace(self.recipe, **changes).objective(max_neighbors=most)
 
     @functools.cached_property
     def _losses(self) -> Callable[..., Array]:
         """The objective of each run on rows that are embedded already."""
-        size = self.config.batch_size
+        size = self.recipe.batch_size
 
         def of_run(
             values: dict[str, Any], outputs: tuple[Array, Array], params: Any, labels: Array
@@ -191,12 +191,12 @@ class StackedRuns:
         num_steps: Array,
     ) -> TrainState:
         optimizer = adam(
-            values.get("learning_rate", self.config.learning_rate),
-            values.get("weight_decay", self.config.weight_decay),
+            values.get("learning_rate", self.recipe.learning_rate),
+            values.get("weight_decay", self.recipe.weight_decay),
         )
         train_step = make_train_step(self.model, optimizer, self._objective(values))
         order = epoch_order(keys, state.step // self.steps_per_epoch, self.data.num_train)
-        size = self.config.batch_size
+        size = self.recipe.batch_size
 
         def batch_at(step: Array) -> Batch:
             first = (step % self.steps_per_epoch) * size
@@ -211,11 +211,11 @@ class StackedRuns:
         states = [
             init_state(
                 # The structure of the optimizer's state is that of the program.
-                dataclasses.replace(config, weight_decay=self._decay_of_state()),
+                dataclasses.replace(recipe, weight_decay=self._decay_of_state()),
                 num_classes=self.data.num_classes,
                 standardization=self.data.standardization,
             )
-            for config in self.configs[: self.num_runs]
+            for recipe in self.recipes[: self.num_runs]
         ]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(states))
         return stacked._replace(
@@ -223,11 +223,11 @@ class StackedRuns:
         )
 
     def _decay_of_state(self) -> float:
-        return 1.0 if "weight_decay" in self.values else self.config.weight_decay
+        return 1.0 if "weight_decay" in self.values else self.recipe.weight_decay
 
     def placed(self, state: TrainState) -> TrainState:
         """A state of host arrays, its runs on the devices that train them."""
-        numbers = np.minimum(np.arange(len(self.configs)), self.num_runs - 1)
+        numbers = np.minimum(np.arange(len(self.recipes)), self.num_runs - 1)
 
         def place(leaf: np.ndarray, spec: P) -> Array:
             filled = leaf if spec == P() else np.asarray(leaf)[numbers]
@@ -256,13 +256,13 @@ class StackedRuns:
             self._compiled(self.rows, self.keys, self.values, state, np.int32(num_steps))
         )
 
-    def first_broken_part(self, state: TrainState) -> tuple[TrainConfig, str] | None:
+    def first_broken_part(self, state: TrainState) -> tuple[RecipeConfig, str] | None:
         """A run whose state has a number that is not finite, and in which part; None if none."""
         finite = jax.device_get(_finite_parts_by_run(state))
-        for number, config in enumerate(self.configs[: self.num_runs]):
+        for number, recipe in enumerate(self.recipes[: self.num_runs]):
             part = first_broken_part({name: values[number] for name, values in finite.items()})
             if part:
-                return config, part
+                return recipe, part
         return None
 
     def measuring(self, probes: Mapping[str, Probe]) -> dict[str, Callable[[Any], list[Any]]]:
@@ -310,7 +310,7 @@ class StackedRuns:
         }
 
 
-def _values_that_vary(configs: Sequence[TrainConfig]) -> dict[str, Any]:
+def _values_that_vary(recipes: Sequence[RecipeConfig]) -> dict[str, Any]:
     """Of each field of `VARYING` but the seed in which the runs differ, their values, stacked."""
 
     def stacked(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
@@ -320,15 +320,15 @@ def _values_that_vary(configs: Sequence[TrainConfig]) -> dict[str, Any]:
 
     own = stacked(
         {
-            name: [getattr(config, name) for config in configs]
+            name: [getattr(recipe, name) for recipe in recipes]
             for name in VARYING[1:]
             if name != "loss_parameters"
         }
     )
     parameters = stacked(
         {
-            name: [config.loss_parameters[name] for config in configs]
-            for name in configs[0].loss_parameters or ()
+            name: [recipe.loss_parameters[name] for recipe in recipes]
+            for name in recipes[0].loss_parameters or ()
         }
     )
     return own | ({"loss_parameters": parameters} if parameters else {})

@@ -11,7 +11,7 @@ from aadml_jax._arrays import Array
 from aadml_jax._random import fixed_generator, seed_key
 from aadml_jax.data import FeatureStandardization
 from aadml_jax.models import TwoTowers, fixed_draws
-from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.config import RecipeConfig
 
 _TOWERS = ("audio", "visual")
 
@@ -55,19 +55,19 @@ def run_keys(seed: int) -> RunKeys:
         return RunKeys(*jax.random.split(seed_key(seed), 3))
 
 
-def build_model(config: TrainConfig, num_classes: int) -> TwoTowers:
+def build_model(recipe: RecipeConfig, num_classes: int) -> TwoTowers:
     """The towers that a configuration asks for."""
     return TwoTowers(
         num_classes=num_classes,
-        hidden_sizes=config.hidden_sizes,
-        dropout_rate=config.dropout,
-        dtype=jnp.dtype(config.precision),
+        hidden_sizes=recipe.hidden_sizes,
+        dropout_rate=recipe.dropout,
+        dtype=jnp.dtype(recipe.precision),
     )
 
 
-def build_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+def build_optimizer(recipe: RecipeConfig) -> optax.GradientTransformation:
     """The optimizer that a configuration asks for."""
-    return adam(config.learning_rate, config.weight_decay)
+    return adam(recipe.learning_rate, recipe.weight_decay)
 
 
 def adam(learning_rate: float | Array, weight_decay: float | Array) -> optax.GradientTransformation:
@@ -117,7 +117,7 @@ def _init_params(model: TwoTowers, key: Array, audio: Array, visual: Array) -> A
 
 
 def init_state(
-    config: TrainConfig,
+    recipe: RecipeConfig,
     *,
     num_classes: int,
     standardization: FeatureStandardization,
@@ -125,30 +125,30 @@ def init_state(
     """The state before the first step.
 
     Args:
-      config: the resolved configuration.
+      recipe: of a resolved configuration.
       num_classes: C.
       standardization: of the features; its lengths are the numbers of features.
     """
-    model = build_model(config, num_classes)
+    model = build_model(recipe, num_classes)
     audio, visual = (
         jnp.zeros((1, len(mean)))
         for mean in (standardization.audio_mean, standardization.visual_mean)
     )
-    params = _init_params(model, run_keys(config.seed).init, audio, visual)
-    if config.class_proxies == "learned":
+    params = _init_params(model, run_keys(recipe.seed).init, audio, visual)
+    if recipe.class_proxies == "learned":
         params = {**params, "class_proxies": jnp.eye(num_classes)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=build_optimizer(config).init(params),
-        epoch_sums=_zero_parts(config, num_classes),
+        opt_state=build_optimizer(recipe).init(params),
+        epoch_sums=_zero_parts(recipe, num_classes),
         standardization=standardization,
     )
 
 
-def _zero_parts(config: TrainConfig, num_classes: int) -> dict[str, Array]:
+def _zero_parts(recipe: RecipeConfig, num_classes: int) -> dict[str, Array]:
     """A zero for each part of the objective."""
     outputs = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
-    _, parts = jax.eval_shape(config.objective(), outputs, outputs, labels)
+    _, parts = jax.eval_shape(recipe.objective(), outputs, outputs, labels)
     return {name: jnp.zeros(part.shape, part.dtype) for name, part in parts.items()}

@@ -21,12 +21,12 @@ import numpy as np
 from aadml_jax._files import written_as_a_whole
 from aadml_jax.errors import UserError, one_line
 from aadml_jax.training.checkpoints import Checkpoints, Progress
-from aadml_jax.training.config import TrainConfig, resumable_fields
-from aadml_jax.training.held_data import HeldData
+from aadml_jax.training.config import RecipeConfig, TrainConfig
+from aadml_jax.training.local_data import LocalData
 from aadml_jax.training.loop import TrainingDiverged
 from aadml_jax.training.run_folder import environment, versions
 from aadml_jax.training.signals import Interrupted, StopSignal
-from aadml_jax.training.stacked_runs import VARYING, Probe, StackedRuns, kind_of
+from aadml_jax.training.stacked_runs import VARYING, Probe, StackedRuns, program_key
 from aadml_jax.training.state import TrainState
 
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -64,16 +64,20 @@ def programs(configs: Sequence[TrainConfig], most_runs: int) -> list[list[int]]:
     """
     groups: dict[str, list[list[int]]] = {}
     for number, config in enumerate(configs):
-        of_kind = groups.setdefault(kind_of(config), [[]])
+        of_kind = groups.setdefault(_program_of(config), [[]])
         if len(of_kind[-1]) == most_runs:
             of_kind.append([])
         of_kind[-1].append(number)
     return sorted(group for of_kind in groups.values() for group in of_kind)
 
 
+def _program_of(config: TrainConfig) -> tuple[str, int | None]:
+    return program_key(config.recipe), config.launch.epochs
+
+
 def run_sweep(
     configs: Sequence[TrainConfig],
-    data: HeldData,
+    data: LocalData,
     probes: Mapping[str, Probe],
     *,
     folder: pathlib.Path,
@@ -111,7 +115,7 @@ def run_sweep(
     names = [_identity([config], surroundings) for config in configs]
     missing = {name: config for name, config in zip(names, configs, strict=True)}
     missing = {name: config for name, config in missing.items() if name not in known}
-    total, done = sum(config.epochs for config in missing.values()), 0
+    total, done = sum(config.launch.epochs for config in missing.values()), 0
     to_do = list(missing.items())
     stop = StopSignal()
     with stop.listening(), _promotion():
@@ -125,7 +129,7 @@ def run_sweep(
             identity = _identity(group_configs, surroundings)
             partial = folder / f"partial-{identity}"
             histories = _run_program(group_configs, data, probes, partial, devices, count, stop)
-            done += sum(config.epochs for config in group_configs)
+            done += sum(config.launch.epochs for config in group_configs)
             runs = {
                 name: history._asdict()
                 for (name, _), history in zip(of_group, histories, strict=True)
@@ -171,7 +175,7 @@ def _kept_runs(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def run_program(
     configs: Sequence[TrainConfig],
-    data: HeldData,
+    data: LocalData,
     probes: Mapping[str, Probe],
     *,
     folder: pathlib.Path | None = None,
@@ -182,7 +186,7 @@ def run_program(
 
     Args:
       configs: resolved configurations of one kind, see `programs`.
-      data: from `hold`, all rows in this process.
+      data: from `load_local_data`, all rows in this process.
       probes: what is measured, by name.
       folder: where the runs' state is kept about every minute, for the caller to remove; None
         keeps nothing.
@@ -199,7 +203,7 @@ def run_program(
       TrainingDiverged: an objective, a state or a measurement stopped being finite; nothing of it
         is saved.
     """
-    if len({kind_of(config) for config in configs}) != 1:
+    if len({_program_of(config) for config in configs}) != 1:
         raise ValueError(f"the runs of a program may differ in {', '.join(VARYING)} alone")
     stop = StopSignal()
     with stop.listening(), _promotion():
@@ -208,15 +212,16 @@ def run_program(
 
 def _run_program(
     configs: Sequence[TrainConfig],
-    data: HeldData,
+    data: LocalData,
     probes: Mapping[str, Probe],
     folder: pathlib.Path | None,
     devices: Sequence[jax.Device] | None,
     on_epoch: Callable[[int], None],
     stop: StopSignal,
 ) -> list[RunHistory]:
-    program = StackedRuns(configs, data, tuple(devices or jax.local_devices()))
-    last = configs[0].epochs
+    recipes = [config.recipe for config in configs]
+    program = StackedRuns(recipes, data, tuple(devices or jax.local_devices()))
+    last = configs[0].launch.epochs
     measure = program.measuring(probes)
     history = [
         RunHistory({}, {name: {"epochs": [], "reports": []} for name in probes}) for _ in configs
@@ -252,21 +257,21 @@ def _run_program(
                     raise Interrupted(_farewell(stop.name, epoch, last, folder))
                 state = program.run_steps(state, min(remaining, steps_per_call))
             epoch += 1
-            for run, config, losses in zip(
-                history, configs, _mean_losses(program, state), strict=True
+            for run, recipe, losses in zip(
+                history, recipes, _mean_losses(program, state), strict=True
             ):
                 for name, value in losses.items():
-                    _require_finite(name, value, config, epoch)
+                    _require_finite(name, value, recipe, epoch)
                     run.losses.setdefault(name, []).append(value)
             _require_finite_state(program, state, epoch)
             for name, probe in probes.items():
                 if not probe.is_due(epoch, last):
                     continue
-                for run, config, report in zip(
-                    history, configs, measure[name](state.params), strict=True
+                for run, recipe, report in zip(
+                    history, recipes, measure[name](state.params), strict=True
                 ):
-                    _require_finite("MAP", report["mean"]["map"], config, epoch)
-                    _require_finite("loss", report.get("loss", 0.0), config, epoch)
+                    _require_finite("MAP", report["mean"]["map"], recipe, epoch)
+                    _require_finite("loss", report.get("loss", 0.0), recipe, epoch)
                     run.reports[name]["epochs"].append(epoch)
                     run.reports[name]["reports"].append(report)
             with contextlib.suppress(OSError):  # of an output that is gone: it costs no run
@@ -293,25 +298,25 @@ def _farewell(signal_name: str, epoch: int, last: int, folder: pathlib.Path | No
     return f"{words}, state saved; the same command resumes"
 
 
-def _require_finite(name: str, value: float, config: TrainConfig, epoch: int) -> None:
+def _require_finite(name: str, value: float, recipe: RecipeConfig, epoch: int) -> None:
     if not math.isfinite(value):
-        raise _diverged(f"the {name} of a run became {value}", config, epoch)
+        raise _diverged(f"the {name} of a run became {value}", recipe, epoch)
 
 
 def _require_finite_state(program: StackedRuns, state: TrainState, epoch: int) -> None:
     """Stops before anything of a broken state is saved."""
     if broken := program.first_broken_part(state):
-        config, part = broken
-        raise _diverged(f"the {part} of a run became infinite or not a number", config, epoch)
+        recipe, part = broken
+        raise _diverged(f"the {part} of a run became infinite or not a number", recipe, epoch)
 
 
-def _diverged(what: str, config: TrainConfig, epoch: int) -> TrainingDiverged:
-    settings = {name: getattr(config, name) for name in ("loss", *VARYING)}
+def _diverged(what: str, recipe: RecipeConfig, epoch: int) -> TrainingDiverged:
+    settings = {name: getattr(recipe, name) for name in ("loss", *VARYING)}
     said = ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
     return TrainingDiverged(f"{what} in epoch {epoch} ({said}); lower --learning_rate")
 
 
-def _surroundings(data: HeldData, probes: Mapping[str, Probe]) -> bytes:
+def _surroundings(data: LocalData, probes: Mapping[str, Probe]) -> bytes:
     """Digest of what the runs of a sweep have in common and their histories depend on."""
     digest = hashlib.blake2b(digest_size=16)
     has_x64 = environment()["enable_x64"]
@@ -329,16 +334,10 @@ def _surroundings(data: HeldData, probes: Mapping[str, Probe]) -> bytes:
 
 def _identity(configs: Sequence[TrainConfig], surroundings: bytes) -> str:
     """Tells apart what would not give the same histories."""
-    left_out = resumable_fields() - {"epochs"}
     digest = hashlib.blake2b(surroundings, digest_size=16)
     for config in configs:
-        fields = dataclasses.asdict(config)
-        digest.update(
-            json.dumps(
-                {name: value for name, value in fields.items() if name not in left_out},
-                sort_keys=True,
-            ).encode()
-        )
+        fields = {**dataclasses.asdict(config.recipe), "epochs": config.launch.epochs}
+        digest.update(json.dumps(fields, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from aadml_jax.data import SyntheticSpec, make_synthetic
-from aadml_jax.training.loop import restore_for_evaluation
+from aadml_jax.training.stored_runs import restore_for_evaluation
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -50,7 +50,7 @@ def test_training_prints_progress_and_a_table_and_writes_the_promised_files(smal
     assert shown == [f"{result['map'][name]:.3f}" for name in result["map"]]
     assert result["bayes_reference"] is None
     assert "Bayes" not in output
-    assert json.loads((folder / "config.json").read_text())["config"]["batch_size"] == 50
+    assert json.loads((folder / "config.json").read_text())["config"]["recipe"]["batch_size"] == 50
 
 
 def test_evaluate_repeats_the_reported_map_from_any_directory(small_run, tmp_path):

@@ -47,7 +47,7 @@ def parse(monkeypatch):
 
     def parse(*arguments):
         values(["binary", *arguments])
-        return command_line.config_from_flags(Config)
+        return command_line.options_from_flags(Config)
 
     return parse
 
@@ -166,7 +166,8 @@ def test_a_binary_of_the_project_makes_nothing_of_a_url(runs, tmp_path):
     done = runs.run(
         "code",
         f"import os; os.chdir({str(tmp_path)!r})\n"
-        "from experiments import command_line, prepare; command_line.run(prepare.main)",
+        "from experiments import command_line, prepare\n"
+        "command_line.run(prepare.main, flags_of=[prepare.Options])",
         "--output=gs://bucket/data",
     )
     assert (done.status, done.output) == (2, "")

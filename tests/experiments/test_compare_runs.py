@@ -4,15 +4,13 @@ import csv
 import importlib
 import importlib.util
 import json
-import sys
-from types import SimpleNamespace
 
 import pytest
-from absl import flags
 from run_copies import change_json, copy_run, train_a_little
 from running import run
 
 from aadml_jax.errors import UserError
+from experiments import compare_runs
 
 MAPS = {"audio_to_visual": 0.25, "visual_to_audio": 0.75, "mean": 0.5}
 NUMBERS = {
@@ -31,20 +29,11 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def compare(monkeypatch):
-    """Calls main as if --output had the value; no flag is defined for good."""
-
-    def call(*folders, output=None):
-        monkeypatch.setattr(flags, "DEFINE_string", lambda *_: SimpleNamespace(value=output))
-        monkeypatch.delitem(sys.modules, "experiments.compare_runs", raising=False)
-        return importlib.import_module("experiments.compare_runs").main(folders)
-
-    yield call
-    sys.modules.pop("experiments.compare_runs", None)
+def compare(*folders, output=None):
+    return compare_runs.run(folders, compare_runs.Options(output=output))
 
 
-def test_the_table_shows_results_and_the_settings_that_differ(compare, trained, tmp_path, capsys):
+def test_the_table_shows_results_and_the_settings_that_differ(trained, tmp_path, capsys):
     one = copy_run(trained, tmp_path / "one", result=NUMBERS)
     changes = {"margin": None, "hidden_sizes": [8, 4], "anchor_aware": False}
     two = copy_run(trained, tmp_path / "second", config=changes, result={"best": None})
@@ -69,7 +58,7 @@ def test_the_table_shows_results_and_the_settings_that_differ(compare, trained, 
     assert errors == ""
 
 
-def test_runs_of_several_seeds_are_taken_together(compare, trained, tmp_path, capsys):
+def test_runs_of_several_seeds_are_taken_together(trained, tmp_path, capsys):
     def copy(name, mean, **config):
         maps = {**MAPS, "mean": mean}
         return copy_run(trained, tmp_path / name, config=config, result={**NUMBERS, "map": maps})
@@ -93,14 +82,14 @@ def test_runs_of_several_seeds_are_taken_together(compare, trained, tmp_path, ca
     assert record["runs"] == "a, b" and record["MAP mean"]["mean"] == pytest.approx(0.6)
 
 
-def test_a_single_run_differs_in_nothing(compare, trained, capsys):
+def test_a_single_run_differs_in_nothing(trained, capsys):
     compare(trained)
     output, _ = capsys.readouterr()
     assert len(output.splitlines()) == 2
     assert "--" not in output
 
 
-def test_runs_on_other_test_rows_are_warned_of_in_one_line(compare, trained, tmp_path, capsys):
+def test_runs_on_other_test_rows_are_warned_of_in_one_line(trained, tmp_path, capsys):
     other = {"fingerprint": "0123456789abcdef", "test_rows": 77, "name": "digits"}
     runs = [
         copy_run(trained, tmp_path / "a"),
@@ -115,7 +104,7 @@ def test_runs_on_other_test_rows_are_warned_of_in_one_line(compare, trained, tmp
     assert errors.count("\n") == 1
 
 
-def test_the_page_holds_the_same_and_curves(compare, trained, tmp_path, capsys):
+def test_the_page_holds_the_same_and_curves(trained, tmp_path, capsys):
     one = copy_run(trained, tmp_path / "one", result=NUMBERS)
     two = copy_run(trained, tmp_path / "two", config={"seed": 5, "epochs": 2}, result={"epochs": 2})
     log = (two / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -158,7 +147,7 @@ def test_the_page_holds_the_same_and_curves(compare, trained, tmp_path, capsys):
     assert "Warning: the runs were tested on different rows" not in page
 
 
-def test_the_page_warns_too(compare, trained, tmp_path):
+def test_the_page_warns_too(trained, tmp_path):
     other = copy_run(trained, tmp_path / "other", data={"fingerprint": "0123456789"})
     compare(trained, other, output=str(tmp_path / "page"))
     warning = "Warning: the runs were tested on different rows"
@@ -166,7 +155,7 @@ def test_the_page_warns_too(compare, trained, tmp_path):
 
 
 def test_without_the_extra_a_page_is_refused_and_the_table_is_not(
-    compare, trained, tmp_path, capsys, monkeypatch
+    trained, tmp_path, capsys, monkeypatch
 ):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
@@ -180,7 +169,7 @@ def test_without_the_extra_a_page_is_refused_and_the_table_is_not(
     assert "MAP mean" in capsys.readouterr().out
 
 
-def test_no_run_at_all_is_a_mistake(compare):
+def test_no_run_at_all_is_a_mistake():
     with pytest.raises(UserError, match=r"no run is named; give .* --workdir"):
         compare()
 
@@ -190,7 +179,7 @@ def test_as_a_command_it_takes_folders_and_names_mistakes_in_one_line(trained, t
     assert (status, errors) == (0, "")
     assert output.splitlines()[1].startswith(trained.name)
     running = copy_run(trained, tmp_path / "running")
-    change_json(running / "config.json", lambda stored: stored["config"].update(epochs=9))
+    change_json(running / "config.json", lambda stored: stored["config"]["launch"].update(epochs=9))
     status, output, errors = run("compare_runs", trained, "--output=page", running, cwd=tmp_path)
     assert (status, output) == (2, "")
     assert errors.startswith(f"error: {running} holds a run that is not finished, at epoch 3 of 9")

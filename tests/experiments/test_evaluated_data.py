@@ -9,8 +9,10 @@ import pytest
 from aadml_jax.data import open_dataset, open_feature_file
 from aadml_jax.data.tfds_builders import write_tfds_folder
 from aadml_jax.errors import UserError
-from aadml_jax.training.config import TrainConfig, apply_splits, resolve
-from aadml_jax.training.held_data import hold
+from aadml_jax.training import setup
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.local_data import load_local_data
+from aadml_jax.training.setup import resolve
 from experiments.evaluated_data import dataset_of_file, recorded_dataset
 
 TRAIN_ROWS, TEST_ROWS = 330, 120
@@ -30,10 +32,10 @@ def write_features(path, *, num_classes=10, seed=0, rows=(TRAIN_ROWS, TEST_ROWS)
 
 def stored_for(dataset, /, **settings):
     """What a run's config.json holds, and the test rows of the run."""
-    config = TrainConfig(**settings)
-    own = apply_splits(config, dataset)
+    config = TrainConfig.of(**settings)
+    own = setup.split(config.data, dataset)
     config = resolve(config, len(own.train))
-    stored = {"config": dataclasses.asdict(config), "data": hold(own).description}
+    stored = {"config": dataclasses.asdict(config), "data": load_local_data(own).description}
     return stored, own.test.take(slice(None))
 
 

@@ -159,7 +159,7 @@ def test_mistakes_in_training_get_one_line(prepared, tmp_path, binary, flags, me
             ("--output={0}", "--dataset=video_records", "--train_records={0}/no*"),
             "no file matches",
         ),
-        (("--output={0}", "--num_classes=0"), "0 is not a positive integer"),
+        (("--output={0}", "--num_classes=0"), "--num_classes=0 must be at least 1"),
         (("--output={0}/features.h5/x",), "cannot be written (Not a directory)"),
     ],
 )

@@ -1,19 +1,22 @@
 """The paper's evaluation as commands: which runs, and what is shown of them."""
 
-import dataclasses
 import json
 import statistics
 
 import numpy as np
 import pytest
-from running import run
+from running import run as run_binary
 
+from aadml_jax.errors import UserError
 from aadml_jax.reports.page import Report
-from aadml_jax.training.config import TrainConfig, check, resolve
+from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.named_losses import NAMED_LOSSES
 from aadml_jax.training.sweep import RunHistory, programs
-from experiments.reproduction_runs import loss_runs, plain, resolved_by_seed, with_loss
-from experiments.reproductions import REPRODUCTIONS, References
+from experiments.reproduce import Options, run
+from experiments.reproduce.reproductions import REPRODUCTIONS, References
+from experiments.reproduce.settings import loss_variants
+from experiments.train import run as train
+from experiments.variants import TrainedVariants, configs_by_seed
 
 SEEDS = 3
 REFERENCES = References(0.11, {"audio_to_visual": 0.9, "visual_to_audio": 0.8, "mean": 0.85})
@@ -50,13 +53,15 @@ def pages(tmp_path_factory):
     pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
     found = {}
     for name, reproduction in REPRODUCTIONS.items():
-        base = TrainConfig()
+        config = TrainConfig.of()
+        variants = reproduction.variants(config.recipe)
         histories = {
             key: [made_up(100 * number + seed) for seed in range(SEEDS)]
-            for number, key in enumerate(reproduction.runs(base))
+            for number, key in enumerate(variants)
         }
         report = Report("made up")
-        reproduction.add_to(report, reproduction.title, histories, REFERENCES, base)
+        trained = TrainedVariants(variants, histories)
+        reproduction.add_to(report.section(reproduction.title), trained, REFERENCES, config)
         folder = tmp_path_factory.mktemp(name)
         report.write(folder)
         numbers = json.loads((folder / "numbers.json").read_text())
@@ -136,9 +141,10 @@ def test_both_metrics_stand_apart_from_what_is_quoted(pages):
 def test_only_the_data_sets_own_figures_are_quoted(tmp_path):
     report = Report("made up")
     reproduction = REPRODUCTIONS["comparison"]
-    histories = {key: [made_up(0)] for key in reproduction.runs(TrainConfig())}
-    base = TrainConfig(dataset="tfds:vegas")
-    reproduction.add_to(report, "t", histories, References(0.1, None), base)
+    config = TrainConfig.of(dataset="tfds:vegas")
+    variants = reproduction.variants(config.recipe)
+    trained = TrainedVariants(variants, {key: [made_up(0)] for key in variants})
+    reproduction.add_to(report.section("t"), trained, References(0.1, None), config)
     report.write(tmp_path)
     (section,) = json.loads((tmp_path / "numbers.json").read_text())["sections"]
     titles = [table["title"] for table in section["tables"]]
@@ -150,79 +156,101 @@ def test_only_the_data_sets_own_figures_are_quoted(tmp_path):
 
 @pytest.mark.parametrize("name", REPRODUCTIONS)
 def test_runs_are_valid_and_share_programs(name):
-    base = TrainConfig(margin=0.4, class_proxies="one_hot")
-    runs = REPRODUCTIONS[name].runs(base)
-    for config in runs.values():
-        check(config)
-    resolved = [
-        resolve(dataclasses.replace(config, seed=seed), 500)
-        for config in runs.values()
-        for seed in range(2)
-    ]
+    base = TrainConfig.of(margin=0.4, class_proxies="one_hot")
+    variants = REPRODUCTIONS[name].variants(base.recipe)
+    configs = configs_by_seed(variants, base, range(2), 500)
+    assert len(configs) == 2 * len(variants)
     expected = {"figure3": 1, "figure4": 4, "figure5": 3, "losses": 24, "comparison": 1}
-    assert len(programs(resolved, 100)) == expected[name]
+    assert len(programs(list(configs.values()), 100)) == expected[name]
+
+
+def configs_of_losses(base, explicit=frozenset()):
+    """The plain run of every loss, ready to be trained."""
+    configs = configs_by_seed(loss_variants(base.recipe), base, [0], 500, explicit=explicit)
+    return {loss: config.recipe for ((loss, kind), _), config in configs.items() if kind == "plain"}
 
 
 def test_a_loss_keeps_what_it_has_and_takes_its_own_defaults():
-    base = TrainConfig(margin=0.4, distance="euclidean", intra_modal=True)
-    assert with_loss(base, "contrastive").margin == 0.4
-    assert with_loss(base, "contrastive").distance == "euclidean"
-    proxy_anchor = resolve(with_loss(base, "proxy_anchor"), 500)
+    base = TrainConfig.of(margin=0.4, distance="euclidean", intra_modal=True)
+    configs = configs_of_losses(base)
+    assert configs["contrastive"].margin == 0.4
+    assert configs["contrastive"].distance == "euclidean"
+    proxy_anchor = configs["proxy_anchor"]
     assert (proxy_anchor.margin, proxy_anchor.loss_parameters) == (0.4, {"alpha": 4.0})
     assert (proxy_anchor.distance, proxy_anchor.intra_modal) == ("cosine", False)
-    assert resolve(with_loss(TrainConfig(), "margin"), 500).margin == 0.25
-    assert plain(TrainConfig(attention="channel")).num_neighbors == 1
+    configs = configs_of_losses(TrainConfig.of(attention="channel"))
+    assert configs["margin"].margin == 0.25
+    assert {(config.num_neighbors, config.attention) for config in configs.values()} == {
+        (1, "neighbor")
+    }
 
 
 def test_the_papers_margin_is_that_of_the_triplet_loss_alone():
-    def resolved(base, explicit):
-        runs = resolved_by_seed(loss_runs(base), explicit, count=1, num_train=500)
-        return {key[0]: config for (key, _), config in runs.items()}
-
-    runs = resolved(TrainConfig(paper=True), {"paper"})
-    assert [runs[loss].margin for loss in ("triplet", "margin", "circle")] == [1.0, 0.25, 0.4]
-    assert {config.label_loss for config in runs.values()} == {"squared"}
-    runs = resolved(TrainConfig(paper=True, margin=0.7), {"paper", "margin"})
-    assert [runs[loss].margin for loss in ("triplet", "margin", "circle")] == [0.7, 0.7, 0.7]
+    losses = ("triplet", "margin", "circle")
+    configs = configs_of_losses(TrainConfig.of(paper=True), {"paper"})
+    assert [configs[loss].margin for loss in losses] == [1.0, 0.25, 0.4]
+    assert {config.label_loss for config in configs.values()} == {"squared"}
+    configs = configs_of_losses(TrainConfig.of(paper=True, margin=0.7), {"paper", "margin"})
+    assert [configs[loss].margin for loss in losses] == [0.7, 0.7, 0.7]
 
 
-FLAGS = ("--smoke", "--epochs=2", "--hidden_sizes=8", "--eval_every=1")
+SMALL = {
+    "smoke": True,
+    "epochs": 2,
+    "hidden_sizes": (8,),
+    "eval_every": 1,
+    "batch_size": 80,  # of eight devices
+}
+FLAGS = ("--smoke", "--epochs=2", "--hidden_sizes=8", "--eval_every=1", "--batch_size=80")
 
 
-def test_one_command_writes_a_page_and_goes_on_where_it_was(tmp_path):
+def test_one_call_writes_a_page_and_the_command_resumes_it(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
-    command = ("reproduce", "--what=comparison", f"--workdir={tmp_path / 'page'}", *FLAGS)
-    status, output, errors = run(*command)
-    assert (status, errors) == (0, "")
-    page = tmp_path / "page" / "report.html"
-    assert f"written to {page}" in output
+    workdir = str(tmp_path / "page")
+    config = TrainConfig.of(**SMALL, workdir=workdir)
+    page, numbers = run(config, Options(what="comparison"), frozenset(SMALL))
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    assert page == tmp_path / "page" / "report.html"
     assert "4 runs, 2 seeds" in output
-    numbers = json.loads((tmp_path / "page" / "numbers.json").read_text())
     records = numbers["sections"][0]["tables"][0]["records"]
 
     # The same runs, each by itself.
     maps = []
     for seed in (0, 1):
-        folder = tmp_path / f"run{seed}"
-        trained = run("train", f"--workdir={folder}", f"--seed={seed}", "--noanchor_aware", *FLAGS)
-        assert trained[0] == 0, trained[2]
-        maps.append(json.loads((folder / "result.json").read_text())["map"]["mean"])
+        alone = config.replace(
+            workdir=str(tmp_path / f"run{seed}"), seed=seed, anchor_aware=False, tensorboard=False
+        )
+        maps.append(train(alone, frozenset(SMALL))["map"]["mean"])
     assert records[0]["run"] == "plain"
     assert records[0]["MAP mean"]["mean"] == pytest.approx(statistics.mean(maps), abs=1e-5)
     assert records[0]["MAP mean"]["std"] == pytest.approx(statistics.stdev(maps), abs=1e-5)
 
+    # The same as a command: it trains nothing again.
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "page" / "sweep").iterdir()}
-    assert run(*command)[0] == 0
+    status, again, errors = run_binary(
+        "reproduce", "--what=comparison", f"--workdir={workdir}", *FLAGS
+    )
+    assert (status, again, errors) == (0, f"{output}written to {page}\n", "")
     assert kept == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "page" / "sweep").iterdir()
     }
 
 
-def test_flags_that_reproductions_set_are_refused(tmp_path):
-    status, _, errors = run("reproduce", "--noanchor_aware", f"--workdir={tmp_path / 'x'}")
-    assert status == 2
-    assert errors.count("\n") == 1 and "--anchor_aware is not for reproductions" in errors
+@pytest.mark.parametrize(
+    ("settings", "options", "line"),
+    [
+        ({"anchor_aware": False}, {}, "--anchor_aware is not for reproductions"),
+        ({"profile": True}, {}, "--profile is not for reproductions"),
+        ({"num_neighbors": 1}, {}, "--num_neighbors=1 is the method without proxies"),
+        ({"dropout": 1.0}, {}, "--dropout=1.0 must be"),
+        ({}, {"what": "figure6"}, "--what=figure6 must be one of figure3, "),
+        ({}, {"seeds": 0}, "--seeds=0 must be at least 1"),
+    ],
+)
+def test_what_reproductions_cannot_do_is_refused_in_one_line(tmp_path, settings, options, line):
+    config = TrainConfig.of(**settings, workdir=str(tmp_path / "x"))
+    with pytest.raises(UserError, match=line) as caught:
+        run(config, Options(**options), frozenset(settings))
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "x").exists()
-    status, _, errors = run("reproduce", "--num_neighbors=1", f"--workdir={tmp_path / 'x'}")
-    assert status == 2 and errors.count("\n") == 1
-    assert "--num_neighbors=1 is the method without proxies" in errors

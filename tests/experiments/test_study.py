@@ -1,23 +1,26 @@
 """The study of when proxies help: fair comparisons, groups held out, one command."""
 
-import json
+import dataclasses
+import pathlib
 
 import h5py
 import numpy as np
 import pytest
-from running import run, write_feature_file
+from running import run as run_binary
+from running import write_feature_file
 
-from aadml_jax.data import load_dataset, with_train_fraction
+from aadml_jax.data import SYNTHETIC, make_synthetic
 from aadml_jax.errors import UserError
 from aadml_jax.reports.page import Report
-from aadml_jax.training.config import TrainConfig, check, resolve
-from aadml_jax.training.held_data import hold
-from aadml_jax.training.stacked_runs import Probe
-from aadml_jax.training.sweep import RunHistory, run_program
-from experiments.studied_data import generated_data, grouped_data, with_label_noise
-from experiments.studied_settings import CONFIRMED, SCREENED, Comparison
-from experiments.study import run_comparison
-from experiments.study_sections import add_learning_curves, is_aware, mean_maps, table_of
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.sweep import RunHistory
+from experiments.study import Options, run
+from experiments.study.data import generated_data, grouped_data, with_label_noise
+from experiments.study.options import drawn_data
+from experiments.study.runs import with_seeds
+from experiments.study.sections import add_learning_curves, is_aware, table_of
+from experiments.study.settings import CONFIRMED, SCREENED
+from experiments.variants import TrainedVariants, Variant, configs_by_seed
 
 OF_PROXIES = {
     "num_neighbors",
@@ -32,24 +35,23 @@ OF_PROXIES = {
 
 @pytest.mark.parametrize("comparison", [*SCREENED.values(), *CONFIRMED.values()])
 def test_comparisons_are_of_valid_settings_with_a_baseline(comparison):
-    for name, changes in comparison.variants.items():
-        config = TrainConfig(**changes)
-        check(config)
-        resolve(config, 1000)
-        baseline = comparison.baseline_of(name)
-        assert baseline is None or baseline in comparison.variants
-        assert baseline != name
-        if baseline is not None and is_aware(changes):
+    variants = comparison.variants
+    configs_by_seed(variants, TrainConfig.of(), [0], 1000)
+    for name, variant in variants.items():
+        if variant.baseline is None:
+            assert not is_aware(variant)
+            continue
+        assert variant.baseline in variants and variant.baseline != name
+        changes, others = variant.changes, variants[variant.baseline].changes
+        if is_aware(variant):
             # The same but for the proxies.
             own = {key: changes.get(key) for key in changes.keys() - OF_PROXIES}
-            others = comparison.variants[baseline]
             assert own == {key: others.get(key) for key in others.keys() - OF_PROXIES}
-        elif baseline is not None and "weight_decay" in comparison.variants[baseline]:
-            assert changes["weight_decay"] == comparison.variants[baseline]["weight_decay"]
+        elif "weight_decay" in others:
+            assert changes["weight_decay"] == others["weight_decay"]
     # No two names for one setting.
-    settings = [sorted(map(str, changes.items())) for changes in comparison.variants.values()]
+    settings = [sorted(map(str, variant.changes.items())) for variant in variants.values()]
     assert len({tuple(changes) for changes in settings}) == len(settings)
-    assert set(comparison.baselines) < set(comparison.variants)
 
 
 @pytest.fixture
@@ -73,29 +75,28 @@ def history(cosine, posterior, metric_loss=0.5):
     return RunHistory({"metric_loss": [9, metric_loss]}, reports)
 
 
-MADE_UP = Comparison(
-    "?",
+MADE_UP = TrainedVariants(
     {
-        "alone": {"num_neighbors": 1, "metric_weight": 0.0},
-        "plain": {"num_neighbors": 1},
-        "aware": {},
+        "alone": Variant({"num_neighbors": 1, "metric_weight": 0.0}),
+        "plain": Variant({"num_neighbors": 1}, "alone"),
+        "aware": Variant({}, "plain"),
     },
-    {"plain": "alone", "aware": "plain"},
+    {
+        "alone": [history(0.1, 0.5), history(0.2, 0.7)],
+        "plain": [history(0.3, 0.5, 0.25), history(0.5, 0.9, 0.75)],
+        "aware": [history(0.4, 0.4), history(0.6, 0.8)],
+    },
 )
-HISTORIES = {
-    "alone": [history(0.1, 0.5), history(0.2, 0.7)],
-    "plain": [history(0.3, 0.5, 0.25), history(0.5, 0.9, 0.75)],
-    "aware": [history(0.4, 0.4), history(0.6, 0.8)],
-}
 
 
-def test_gains_are_over_the_baseline_of_the_same_seed():
-    table = table_of(MADE_UP, "t", HISTORIES, "two seeds")
+def test_the_table_shows_gains_over_the_baseline_it_names():
+    table = table_of(MADE_UP, "t", "two seeds")
     alone, plain, aware = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
     assert (alone["cosine, gain"], alone["metric loss"], alone["gain over"]) == (None, None, "")
     # 0.3 − 0.1 and 0.5 − 0.2; 0 and 0.2
     assert plain["cosine, gain"].mean == pytest.approx(0.25)
     assert plain["posterior, gain"].mean == pytest.approx(0.1)
+    assert (plain["gain over"], aware["gain over"]) == ("alone", "plain")
     assert plain["metric loss"].mean == pytest.approx(0.5)
     assert plain["cosine"].mean == pytest.approx(0.4)
     assert aware["cosine, gain"].mean == pytest.approx(0.1)
@@ -105,9 +106,8 @@ def test_gains_are_over_the_baseline_of_the_same_seed():
 
 def test_curves_pair_proxies_with_their_baseline_by_colour():
     pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
-    report = Report("t")
-    section = report.section("s")
-    add_learning_curves(section, "curves", MADE_UP, {1.0: HISTORIES, 0.1: HISTORIES}, 0.9)
+    section = Report("t").section("s")
+    add_learning_curves(section, "curves", {1.0: MADE_UP, 0.1: MADE_UP}, 0.9)
     (drawing,) = section._content
     right = drawing.figure.axes[1]
     alone, plain, aware, bayes = right.get_lines()
@@ -116,9 +116,9 @@ def test_curves_pair_proxies_with_their_baseline_by_colour():
     assert set(bayes.get_ydata()) == {0.9}
     assert alone.get_xydata().tolist() == [[10, 0.6], [100, 0.6]]
     assert plain.get_xydata()[:, 1] == pytest.approx(0.7)
-    many = Comparison("?", {str(i): {"margin": i} for i in range(9)}, {})
-    histories = {name: HISTORIES["plain"] for name in many.variants}
-    add_learning_curves(section, "many", many, {1.0: histories, 0.1: histories}, None)
+    variants = {str(i): Variant({"margin": i}) for i in range(9)}
+    many = TrainedVariants(variants, {name: MADE_UP.histories["plain"] for name in variants})
+    add_learning_curves(section, "many", {1.0: many, 0.1: many}, None)
     assert section._content[1:] == ["9 variants are too many for one figure of curves."]
 
 
@@ -136,26 +136,26 @@ def test_screening_sees_no_test_row(grouped_file):
     assert not rows_of(screened.train) & rows_of(screened.test)
 
 
-def test_turns_validate_on_one_group_after_the_other_and_test_on_one(grouped_file):
+def test_draws_validate_on_one_group_after_the_other_and_test_on_one(grouped_file):
     with h5py.File(grouped_file) as file:
         speakers = np.concatenate([file["speaker_train"][:], file["speaker_test"][:]])
         audio = np.concatenate([file["audio_train"][:], file["audio_test"][:]])
     of_speaker = [{row.tobytes() for row in audio[speakers == number]} for number in range(4)]
     path = str(grouped_file)
-    for turn, validation in enumerate([2, 1, 0]):
-        confirmed = grouped_data(path, "speaker", for_test=True, turn=turn)
+    for draw, validation in enumerate([2, 1, 0]):
+        confirmed = grouped_data(path, "speaker", for_test=True, draw=draw)
         assert rows_of(confirmed.test) == of_speaker[3]
         assert rows_of(confirmed.train) == set().union(*of_speaker[:3])
-        screened = grouped_data(path, "speaker", for_test=False, turn=turn)
+        screened = grouped_data(path, "speaker", for_test=False, draw=draw)
         assert rows_of(screened.test) == of_speaker[validation]
         assert rows_of(screened.train) == set().union(*of_speaker[:3]) - of_speaker[validation]
     with pytest.raises(UserError, match=r"3 values of speaker to validate on .* at most --seeds=3"):
-        grouped_data(path, "speaker", for_test=False, turn=3)
+        grouped_data(path, "speaker", for_test=False, draw=3)
 
 
-def test_generated_problems_differ_by_turn():
-    first, second = (generated_data(for_test=True, turn=turn) for turn in (0, 1))
-    assert first.fingerprint() == load_dataset("synthetic").fingerprint()
+def test_generated_problems_differ_by_draw():
+    first, second = (generated_data(for_test=True, draw=draw) for draw in (0, 1))
+    assert first.fingerprint() == make_synthetic(SYNTHETIC).fingerprint()
     assert not rows_of(first.train) & rows_of(second.train)
 
 
@@ -198,27 +198,25 @@ def test_files_without_groups_are_named(grouped_file, key, line):
         grouped_data(str(grouped_file), key, for_test=True)
 
 
-def test_one_command_screens_and_goes_on_where_it_was(grouped_file, tmp_path):
+def test_one_call_screens_and_the_command_resumes_it(grouped_file, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
-    command = (
-        "study",
-        f"--features_file={grouped_file}",
-        f"--workdir={tmp_path / 'study'}",
-        "--comparisons=fractions",
-        "--fractions=0.5,0.8,1",
-        "--data_by_seed",
-        "--steps=2",
-        "--seeds=2",
-        "--hidden_sizes=8",
+    options = Options(
+        features_file=str(grouped_file),
+        workdir=str(tmp_path / "study"),
+        comparisons=("fractions",),
+        fractions=("0.5", "0.8", "1"),
+        data_by_seed=True,
+        steps=2,
+        seeds=2,
+        hidden_sizes=(8,),
     )
-    status, output, errors = run(*command)
-    assert status == 0
-    (first, *_), folder = errors.splitlines(), tmp_path / "study"
+    page, numbers = run(options)
+    output, errors = capsys.readouterr()
+    first, folder = errors.splitlines()[0], tmp_path / "study"
     assert first == f"fractions, 0.5 of the training rows: 10 runs; folder {folder}"
     assert "fractions, 50 % of the training rows" in output
-    page = "screen-fractions-0.5-0.8-1-seeds-2-steps-2-8-data_by_seed-True"
-    folder = folder / page
-    numbers = json.loads((folder / "numbers.json").read_text())
+    folder /= "screen-fractions-0.5-0.8-1-seeds-2-steps-2-8-data_by_seed-True"
+    assert page == folder / "report.html" and page.exists()
     tables = numbers["sections"][0]["tables"]
     assert len(tables) == 3
     for record in (record for table in tables for record in table["records"]):
@@ -245,68 +243,56 @@ def test_one_command_screens_and_goes_on_where_it_was(grouped_file, tmp_path):
     }
     assert len({part["fingerprint"] for parts in rows.values() for part in parts}) == 6
 
+    # The same as a command: it trains nothing again.
     def kept():
         return {
             path.name: path.stat().st_mtime_ns
             for path in (tmp_path / "study" / "sweep").glob("*.json")
         }
 
+    def flags():
+        for field in dataclasses.fields(options):
+            value = getattr(options, field.name)
+            if value != field.default:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                yield f"--{field.name}={text}"
+
     before = kept()
-    assert before and run(*command)[:2] == (0, output)
+    assert before
+    status, again, _ = run_binary("study", *flags())
+    assert (status, again) == (0, f"{output}written to {page}\n")
     assert kept() == before
 
 
-@pytest.mark.parametrize("turns", [1, 2])
-def test_each_seed_is_trained_on_its_own_data_or_all_on_one(grouped_file, tmp_path, turns):
-    """Histories are those of the runs by themselves, put in order of the seeds."""
-    datasets = [
-        with_label_noise(
-            with_train_fraction(
-                grouped_data(str(grouped_file), "speaker", for_test=False, turn=turn), 0.5
-            ),
-            0.2,
-            seed=turn,
-        )
-        for turn in range(turns)
-    ]
-    base = {"hidden_sizes": (8,), "learning_rate": 1e-3, "label_loss": "squared"}
-    comparison = Comparison("?", {"a": {}, "b": {"num_neighbors": 1}}, {"b": "a"})
-    histories = run_comparison(
-        comparison,
-        datasets,
-        seeds=2,
-        steps=2,
-        most_runs=3,
-        base=base,
-        folder=tmp_path,
-        on_progress=lambda done, total: None,
-    )
-    for name, changes in comparison.variants.items():
-        for seed, history in enumerate(histories[name]):
-            turn = seed if turns > 1 else 0
-            data = hold(datasets[turn])
-            config = TrainConfig(**base, **changes, seed=seed, batch_size=data.num_train, epochs=2)
-            probes = {"cosine": Probe(data.test, similarity="cosine")}
-            (alone,) = run_program([resolve(config, data.num_train)], data, probes)
-            assert mean_maps([history], "cosine") == pytest.approx(
-                mean_maps([alone], "cosine"), abs=1e-6
-            )
+def test_each_seed_is_trained_on_its_own_data_or_all_on_one(grouped_file):
+    options = Options(features_file=str(grouped_file), seeds=2)
+    one = drawn_data(options)
+    assert [list(seeds) for seeds, _ in with_seeds(one, 2)] == [[0, 1]]
+    two = drawn_data(dataclasses.replace(options, data_by_seed=True))
+    drawn = [(list(seeds), data.description["fingerprint"]) for seeds, data in with_seeds(two, 2)]
+    assert drawn == [([draw], two[draw].fingerprint()) for draw in (0, 1)]
+    with pytest.raises(ValueError, match="zip"):
+        list(with_seeds(two, 3))
 
 
 @pytest.mark.parametrize(
-    ("flag", "line"),
+    ("options", "line"),
     [
-        ("--fractions=0", "must be numbers above 0, at most 1"),
-        ("--fractions=x", "must be numbers above 0, at most 1"),
-        ("--hidden_sizes=a", "must be whole numbers separated by commas"),
-        ("--fractions=0.5,0.50", "must be different numbers"),
-        ("--comparisons=terms,terms", "must be different names"),
-        ("--comparisons=all", "--comparisons=all is none of --stage=screen: readings"),
-        ("--comparisons=candidates", "--comparisons=candidates needs data for each seed"),
-        ("--label_noise=nan", "must be a number"),
+        ({"stage": "test"}, "--stage=test must be one of screen, confirm"),
+        ({"fractions": ("0",)}, "--fractions=0 must be numbers above 0, at most 1"),
+        ({"fractions": ("x",)}, "--fractions=x must be numbers above 0, at most 1"),
+        ({"fractions": ("0.5", "0.50")}, "--fractions=0.5,0.50 must be different numbers"),
+        ({"comparisons": ("terms", "terms")}, "--comparisons=terms,terms must be different names"),
+        ({"comparisons": ("all",)}, "--comparisons=all is none of --stage=screen: readings"),
+        ({"comparisons": ("candidates",)}, "--comparisons=candidates needs data for each seed"),
+        ({"label_noise": float("nan")}, "--label_noise=nan must be from 0 to 0.9"),
+        ({"seeds": 1}, "--seeds=1 must be at least 2"),
+        ({"hidden_sizes": (8, 0)}, "must be at least 1"),
     ],
 )
-def test_flags_that_cannot_be_get_one_line(tmp_path, flag, line):
-    status, _, errors = run("study", flag, cwd=tmp_path)
-    assert status == 2
-    assert errors.count("\n") == 1 and line in errors
+def test_options_that_cannot_be_get_one_line(tmp_path, monkeypatch, options, line):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=line) as caught:
+        run(Options(**options))
+    assert "\n" not in str(caught.value)
+    assert not list(pathlib.Path().iterdir())

@@ -12,7 +12,7 @@ from absl import logging
 from aadml_jax.data import FeatureStandardization
 from aadml_jax.errors import UserError
 from aadml_jax.training.checkpoints import FOLDER, Checkpoints, Progress
-from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.state import TrainState, build_optimizer, init_state
 
 RNG = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def test_a_checkpoint_restores_the_same_bytes_as_host_arrays(tmp_path):
 
 def test_the_state_of_a_real_run_survives(tmp_path):
     statistics = FeatureStandardization(*np.ones((4, 5), np.float32))
-    config = TrainConfig(hidden_sizes=(4,))
+    config = RecipeConfig(hidden_sizes=(4,))
     state = init_state(config, num_classes=3, standardization=statistics)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, progress_at(0))
@@ -240,7 +240,7 @@ def test_another_structure_is_another_configuration_and_not_damage(
     said = []
     monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))
     statistics = FeatureStandardization(*np.ones((4, 5), np.float32))
-    config = TrainConfig(hidden_sizes=(4,))
+    config = RecipeConfig(hidden_sizes=(4,))
     state = init_state(config, num_classes=3, standardization=statistics)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, progress_at(0))
@@ -249,7 +249,7 @@ def test_another_structure_is_another_configuration_and_not_damage(
     proxies = {**state.params, "class_proxies": jnp.eye(3)}
     others = {
         r"hidden_1.* is missing": init_state(
-            TrainConfig(hidden_sizes=(4, 4)), num_classes=3, standardization=statistics
+            RecipeConfig(hidden_sizes=(4, 4)), num_classes=3, standardization=statistics
         ),
         r"class_proxies.* is missing, but .* float32 \(3, 3\)": state._replace(
             params=proxies, opt_state=build_optimizer(config).init(proxies)

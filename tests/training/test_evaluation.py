@@ -10,7 +10,7 @@ import pytest
 
 from aadml_jax.data import PairedFeatures, SyntheticSpec, load_feature_file, make_synthetic
 from aadml_jax.training import evaluation, parallel
-from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.evaluation import (
     bayes_reference,
     chance_map,
@@ -90,7 +90,7 @@ def test_chance_does_not_depend_on_how_classes_are_written_or_blocks_are_cut(mon
 
 @pytest.mark.parametrize("labels", [RNG.integers(0, 3, 17), several_classes(17, 3)])
 def test_evaluate_reports_the_map_of_the_towers_outputs(labels):
-    model = build_model(TrainConfig(hidden_sizes=(8,), dropout=0.5), 3)
+    model = build_model(RecipeConfig(hidden_sizes=(8,), dropout=0.5), 3)
     features = PairedFeatures(RNG.normal(size=(17, 4)), RNG.normal(size=(17, 5)), labels)
     params = model.init(jax.random.key(0), features.audio, features.visual)["params"]
     audio, visual = model.apply({"params": params}, features.audio, features.visual)
@@ -110,7 +110,7 @@ def test_evaluate_reports_the_map_of_the_towers_outputs(labels):
 
 
 def test_evaluate_leaves_out_cut_offs_beyond_a_small_gallery():
-    model = build_model(TrainConfig(hidden_sizes=(4,)), 2)
+    model = build_model(RecipeConfig(hidden_sizes=(4,)), 2)
     features = PairedFeatures(np.ones((6, 2)), np.ones((6, 3)), [0, 1, 0, 1, 1, 0])
     params = model.init(jax.random.key(0), features.audio, features.visual)["params"]
     assert list(evaluate(model, params, features)["mean"]["recall_at_k"]) == [1, 5]
@@ -135,7 +135,7 @@ def test_bayes_reference_of_a_synthetic_set_is_far_above_chance():
 def test_embeddings_in_batches_are_those_of_all_rows():
     spec = SyntheticSpec(num_classes=3, audio_dim=8, visual_dim=12, train_size=50, test_size=20)
     rows = make_synthetic(spec).test
-    model = build_model(TrainConfig(hidden_sizes=(16,)), num_classes=3)
+    model = build_model(RecipeConfig(hidden_sizes=(16,)), num_classes=3)
     params = model.init(jax.random.key(0), rows.audio, rows.visual)["params"]
     expected = model.apply({"params": params}, rows.audio, rows.visual)
     for batch_size in (7, 10, 4096):
@@ -179,7 +179,7 @@ def towers(num_rows, seed=1):
         np.random.default_rng(seed + 1).normal(size=(num_rows, 5)),
         np.arange(num_rows) % 3,
     )
-    model = build_model(TrainConfig(hidden_sizes=(8,), dropout=0.5), 3)
+    model = build_model(RecipeConfig(hidden_sizes=(8,), dropout=0.5), 3)
     return model, model.init(jax.random.key(0), features.audio, features.visual)["params"], features
 
 

@@ -14,16 +14,17 @@ import pytest
 
 from aadml_jax.data import PairedFeatures, SyntheticSpec, make_synthetic
 from aadml_jax.errors import UserError
-from aadml_jax.training import evaluation, loop
-from aadml_jax.training.config import TrainConfig, resolve
+from aadml_jax.training import evaluation, loop, stored_runs
+from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import chance_map
-from aadml_jax.training.held_data import hold
+from aadml_jax.training.local_data import load_local_data
 from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
 from aadml_jax.training.run_folder import RunFolder
+from aadml_jax.training.setup import resolve
 
 SPEC = SyntheticSpec(num_classes=3, audio_dim=8, visual_dim=12, train_size=50, test_size=20)
 DATASET = make_synthetic(SPEC)
-SMALL = TrainConfig(
+SMALL = TrainConfig.of(
     epochs=4,
     batch_size=12,  # 4 steps an epoch, two rows left out
     eval_every=2,
@@ -34,15 +35,15 @@ SMALL = TrainConfig(
 
 
 def train(folder, dataset=DATASET, **changes):
-    config = dataclasses.replace(SMALL, workdir=str(folder), **changes)
+    config = SMALL.replace(workdir=str(folder), **changes)
     with RunFolder(folder) as run_folder:
-        data = hold(dataset, standardized=config.standardize)
+        data = load_local_data(dataset, standardized=config.recipe.standardize)
         return run_training(resolve(config, len(dataset.train)), data, run_folder)
 
 
 def restored_bytes(folder, which="latest"):
     stored = json.loads((folder / "config.json").read_text())
-    _, state, progress = loop.restore_for_evaluation(folder, stored, which)
+    _, state, progress = stored_runs.restore_for_evaluation(folder, stored, which)
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], progress.epoch
 
 
@@ -140,7 +141,7 @@ def test_a_signal_saves_the_state_and_the_rerun_ends_with_the_same_bytes(
     if stop_after_steps == 8:  # the end of an evaluated epoch: its checkpoint says so
         lines = [json.loads(line) for line in log_of(tmp_path).splitlines()]
         stored = json.loads((tmp_path / "config.json").read_text())
-        _, _, progress = loop.restore_for_evaluation(tmp_path, stored, "latest")
+        _, _, progress = stored_runs.restore_for_evaluation(tmp_path, stored, "latest")
         assert (progress.epoch, progress.mean_map) == (2, lines[-1]["map_mean"])
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not (tmp_path / "result.json").exists()
@@ -181,10 +182,9 @@ def test_a_finished_run_repeats_its_result_without_training(undisturbed, tmp_pat
     ("field", "was", "value"),
     [
         ("margin", 0.3, 0.5),
-        ("seed", SMALL.seed, 9),
-        ("hidden_sizes", SMALL.hidden_sizes, (17,)),
-        ("batch_size", SMALL.batch_size, 10),
-        ("smoke", False, True),
+        ("seed", SMALL.recipe.seed, 9),
+        ("hidden_sizes", SMALL.recipe.hidden_sizes, (17,)),
+        ("batch_size", SMALL.recipe.batch_size, 10),
     ],
 )
 def test_another_configuration_is_refused_and_nothing_is_lost(undisturbed, field, was, value):
@@ -308,18 +308,18 @@ def test_other_data_are_refused(undisturbed):
 
 
 def test_features_are_standardised_by_training_statistics_and_evaluation_gets_them(tmp_path):
-    config = dataclasses.replace(SMALL, workdir=str(tmp_path))
+    config = SMALL.replace(workdir=str(tmp_path))
     train(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
-    _, state, _ = loop.restore_for_evaluation(tmp_path, stored, "latest")
+    _, state, _ = stored_runs.restore_for_evaluation(tmp_path, stored, "latest")
     audio = DATASET.train.audio.astype(np.float64)
     np.testing.assert_allclose(state.standardization.audio_mean, audio.mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(state.standardization.audio_scale, audio.std(axis=0), rtol=1e-4)
-    assert config.standardize
+    assert config.recipe.standardize
 
     train(tmp_path / "raw", standardize=False)
     stored = json.loads((tmp_path / "raw" / "config.json").read_text())
-    _, state, _ = loop.restore_for_evaluation(tmp_path / "raw", stored, "latest")
+    _, state, _ = stored_runs.restore_for_evaluation(tmp_path / "raw", stored, "latest")
     assert np.all(state.standardization.visual_mean == 0)
     assert np.all(state.standardization.visual_scale == 1)
 
@@ -435,11 +435,11 @@ def test_a_run_in_another_thread_gives_the_same_bytes(undisturbed, tmp_path):
 def test_a_config_of_an_earlier_version_is_resumed_and_evaluated(undisturbed, tmp_path):
     train(tmp_path, epochs=2)
     stored = json.loads((tmp_path / "config.json").read_text())
-    for name in ("steps_per_call", "weight_decay", "precision"):
-        del stored["config"][name]
+    for name in ("steps_per_call", "profile"):
+        del stored["config"]["launch"][name]
     del stored["environment"], stored["data"]["multi_label"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
-    assert loop.restore_for_evaluation(tmp_path, stored, "latest")[0].weight_decay == 0
+    assert stored_runs.restore_for_evaluation(tmp_path, stored, "latest")[0].launch.epochs == 2
     train(tmp_path)
     assert restored_bytes(tmp_path) == undisturbed[2]
 
@@ -469,7 +469,7 @@ def test_a_damaged_description_of_the_data_is_one_line(undisturbed, name, value)
     stored = json.loads((undisturbed[0] / "config.json").read_text())
     stored["data"][name] = value
     with pytest.raises(UserError, match=r"config\.json does not describe its data; restore it"):
-        loop.recorded_data(stored)
+        stored_runs.recorded_data(stored)
 
 
 def test_a_run_with_other_numerics_is_refused(undisturbed, tmp_path):
@@ -505,7 +505,7 @@ def test_evaluation_needs_a_checkpoint(undisturbed, tmp_path):
     folder, _, _ = undisturbed
     stored = json.loads((folder / "config.json").read_text())
     with pytest.raises(UserError, match=r"holds no latest checkpoint yet"):
-        loop.restore_for_evaluation(tmp_path, stored, "latest")
+        stored_runs.restore_for_evaluation(tmp_path, stored, "latest")
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -544,7 +544,7 @@ def test_steps_per_call_changes_nothing(undisturbed, tmp_path, steps_per_call):
 def test_bfloat16_is_for_the_products_only(undisturbed, tmp_path):
     result = train(tmp_path, precision="bfloat16")
     leaves = jax.tree.leaves(
-        loop.restore_for_evaluation(
+        stored_runs.restore_for_evaluation(
             tmp_path, json.loads((tmp_path / "config.json").read_text()), "latest"
         )[1].params
     )

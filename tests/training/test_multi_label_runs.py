@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from aadml_jax.data import PairedFeatures, RetrievalDataset, SyntheticSpec, make_synthetic
-from aadml_jax.training import loop
-from aadml_jax.training.config import TrainConfig, resolve
+from aadml_jax.training import stored_runs
+from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import chance_map
-from aadml_jax.training.held_data import hold
+from aadml_jax.training.local_data import load_local_data
 from aadml_jax.training.loop import run_training
 from aadml_jax.training.parallel import Placement
 from aadml_jax.training.run_folder import RunFolder
+from aadml_jax.training.setup import resolve
 
-SMALL = TrainConfig(
+SMALL = TrainConfig.of(
     epochs=4,
     batch_size=12,  # 4 steps an epoch, two rows left out
     eval_every=2,
@@ -56,15 +57,15 @@ def one_hot(features):
 
 
 def train(folder, dataset, placement=None, **changes):
-    config = dataclasses.replace(SMALL, workdir=str(folder), **changes)
+    config = SMALL.replace(workdir=str(folder), **changes)
     with RunFolder(folder) as run_folder:
-        data = hold(dataset, placement)
+        data = load_local_data(dataset, placement)
         return run_training(resolve(config, len(dataset.train)), data, run_folder, placement)
 
 
 def restored_state(folder):
     stored = json.loads((folder / "config.json").read_text())
-    return loop.restore_for_evaluation(folder, stored, "latest")[1]
+    return stored_runs.restore_for_evaluation(folder, stored, "latest")[1]
 
 
 def as_bytes(folder):

@@ -13,7 +13,7 @@ import pytest
 from aadml_jax.data import FeatureStandardization, PairedFeatures
 from aadml_jax.errors import UserError
 from aadml_jax.models import TwoTowers
-from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.evaluation import evaluate
 from aadml_jax.training.named_losses import NAMED_LOSSES
 from aadml_jax.training.parallel import Placement, one_device
@@ -75,7 +75,7 @@ def assert_close(actual, expected, tolerance):
 
 
 def config_of(loss, **options):
-    return TrainConfig(loss=loss, hidden_sizes=(8, 5), dropout=0.3, seed=3, **options)
+    return RecipeConfig(loss=loss, hidden_sizes=(8, 5), dropout=0.3, seed=3, **options)
 
 
 @functools.cache
@@ -147,7 +147,7 @@ def test_no_loss_depends_on_mode_devices_or_proxies(loss, mode, count, anchor_aw
 
 @pytest.mark.parametrize("mode", ONE_MODE)
 def test_fifty_steps_end_at_the_same_place(mode):
-    config = TrainConfig(hidden_sizes=(8,), dropout=0.3, learning_rate=1e-2)
+    config = RecipeConfig(hidden_sizes=(8,), dropout=0.3, learning_rate=1e-2)
     run = functools.partial(trained, config, num_steps=50, optimizer=build_optimizer(config))
     assert_close(run(placement_of(mode, 8)).params, run(one_device()).params, 1e-9)
 
@@ -189,7 +189,7 @@ def test_each_step_draws_the_same_rows(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_each_device_computes_its_own_anchors_only(mode):
-    config = TrainConfig(hidden_sizes=(8,), seed=3)
+    config = RecipeConfig(hidden_sizes=(8,), seed=3)
     statistics = FeatureStandardization(np.zeros(4), np.ones(4), np.zeros(6), np.ones(6))
     state = init_state(config, num_classes=CLASSES, standardization=statistics)
     placement = placement_of(mode, 8)

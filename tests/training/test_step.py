@@ -10,11 +10,11 @@ import optax
 import pytest
 
 from aadml_jax.data import FeatureStandardization
-from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.state import adam, build_model, build_optimizer, init_state, run_keys
 from aadml_jax.training.step import Batch, make_run_steps, make_train_step
 
-CONFIG = TrainConfig(hidden_sizes=(8,), dropout=0.3, learning_rate=1e-2, seed=3)
+CONFIG = RecipeConfig(hidden_sizes=(8,), dropout=0.3, learning_rate=1e-2, seed=3)
 ROWS, BATCH_SIZE, CLASSES = 23, 5, 3
 STEPS_PER_EPOCH = 4
 RNG = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def test_batches_that_the_rows_cannot_fill_are_refused(batch_size, line):
 
 def test_the_seed_decides_the_bytes():
     def trained(seed):
-        config = TrainConfig(**{**CONFIG.__dict__, "seed": seed})
+        config = RecipeConfig(**{**CONFIG.__dict__, "seed": seed})
         run = make_run_steps(
             train_step_of(config), DATA, batch_size=BATCH_SIZE, keys=run_keys(seed)
         )
@@ -197,7 +197,7 @@ def test_run_keys_are_independent_of_each_other_and_of_other_seeds():
 def test_optimizer_is_adam_at_the_configured_rate():
     params = {"w": jnp.array([1.0, -2.0])}
     gradient = {"w": jnp.array([0.5, -3.0])}
-    optimizer = build_optimizer(TrainConfig(learning_rate=0.25))
+    optimizer = build_optimizer(RecipeConfig(learning_rate=0.25))
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(optax.apply_updates(params, updates)["w"], [0.75, -1.75], rtol=1e-5)
 
@@ -208,7 +208,7 @@ def test_weight_decay_is_decoupled_and_of_the_towers_matrices():
         "class_proxies": jnp.eye(2),
     }
     gradient = jax.tree.map(jnp.zeros_like, params)
-    optimizer = build_optimizer(TrainConfig(learning_rate=0.25, weight_decay=0.1))
+    optimizer = build_optimizer(RecipeConfig(learning_rate=0.25, weight_decay=0.1))
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     after = optax.apply_updates(params, updates)
     kernel = after["audio"]["kernel"]

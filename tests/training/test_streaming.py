@@ -10,7 +10,7 @@ from aadml_jax.data import FeatureStandardization, PairedFeatures, StoredFeature
 from aadml_jax.errors import UserError
 from aadml_jax.models import TwoTowers
 from aadml_jax.training import streaming
-from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.parallel import Placement, one_device
 from aadml_jax.training.state import build_optimizer, init_state, run_keys
 from aadml_jax.training.step import Batch, make_run_steps, make_train_step
@@ -30,7 +30,7 @@ MULTI_HOT = PairedFeatures(
 STATISTICS = FeatureStandardization(
     *(RNG.uniform(1, 2, size).astype(np.float32) for size in (4, 4, 6, 6))
 )
-CONFIG = TrainConfig(hidden_sizes=(5,), dropout=0.3, learning_rate=1e-2, seed=3)
+CONFIG = RecipeConfig(hidden_sizes=(5,), dropout=0.3, learning_rate=1e-2, seed=3)
 
 
 def stored(seen=None, broken_row=None, labels=FEATURES.labels):

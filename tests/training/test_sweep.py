@@ -1,6 +1,5 @@
 """Runs of one program: the same as each by itself, wherever it is interrupted or split."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -13,10 +12,11 @@ import pytest
 from aadml_jax.data import SyntheticSpec, make_synthetic
 from aadml_jax.errors import UserError
 from aadml_jax.training import sweep
-from aadml_jax.training.config import TrainConfig, resolve
-from aadml_jax.training.held_data import hold
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.local_data import load_local_data
 from aadml_jax.training.loop import TrainingDiverged, run_training
 from aadml_jax.training.run_folder import RunFolder
+from aadml_jax.training.setup import resolve
 from aadml_jax.training.signals import Interrupted
 from aadml_jax.training.stacked_runs import Probe, StackedRuns
 from aadml_jax.training.state import adam, build_model, init_state, run_keys
@@ -25,9 +25,9 @@ from aadml_jax.training.sweep import programs, run_program, run_sweep
 
 SPEC = SyntheticSpec(num_classes=3, audio_dim=8, visual_dim=12, train_size=50, test_size=20)
 DATASET = make_synthetic(SPEC)
-DATA = hold(DATASET)
+DATA = load_local_data(DATASET)
 BASE = resolve(
-    TrainConfig(
+    TrainConfig.of(
         epochs=3,
         batch_size=12,  # 4 steps an epoch, two rows left out
         eval_every=2,
@@ -37,17 +37,17 @@ BASE = resolve(
     ),
     50,
 )
-PROBES = {"test": Probe(DATA.test, similarity=BASE.similarity, ks=(1, 5), every=2)}
+PROBES = {"test": Probe(DATA.test, similarity=BASE.recipe.similarity, ks=(1, 5), every=2)}
 # Different in every field that may differ, where the triplet loss has it.
 RUNS = [
     BASE,
-    dataclasses.replace(BASE, seed=4, margin=0.3, num_neighbors=1),
-    dataclasses.replace(BASE, seed=5, num_neighbors=5, label_weight=0.3, margin=0.9),
-    dataclasses.replace(BASE, attention_temperature=0.1, metric_weight=2.0),
-    dataclasses.replace(BASE, learning_rate=3e-3, weight_decay=0.2),
+    BASE.replace(seed=4, margin=0.3, num_neighbors=1),
+    BASE.replace(seed=5, num_neighbors=5, label_weight=0.3, margin=0.9),
+    BASE.replace(attention_temperature=0.1, metric_weight=2.0),
+    BASE.replace(learning_rate=3e-3, weight_decay=0.2),
 ]
 # A margin that is set and one that is not are of two kinds.
-RUNS = [dataclasses.replace(run, margin=1.0 if run.margin is None else run.margin) for run in RUNS]
+RUNS = [run.replace(margin=1.0 if run.recipe.margin is None else run.recipe.margin) for run in RUNS]
 ONE_DEVICE = jax.devices()[:1]
 
 
@@ -81,29 +81,29 @@ def test_a_run_of_a_program_is_the_run_by_itself(histories, tmp_path, number):
 
 
 def test_a_run_with_loss_parameters_of_its_own_is_the_run_by_itself(tmp_path):
-    base = dataclasses.replace(BASE, loss="margin", margin=0.25, epochs=2)
-    runs = [dataclasses.replace(base, loss_parameters={"beta": beta}) for beta in (0.4, 0.9)]
+    base = BASE.replace(loss="margin", margin=0.25, epochs=2)
+    runs = [base.replace(loss_parameters={"beta": beta}) for beta in (0.4, 0.9)]
     for run, history in zip(runs, run_program(runs, DATA, {}, devices=ONE_DEVICE), strict=True):
-        losses, _ = alone(run, tmp_path / str(run.loss_parameters["beta"]))
+        losses, _ = alone(run, tmp_path / str(run.recipe.loss_parameters["beta"]))
         assert history.losses["loss"] == pytest.approx(losses, rel=1e-5)
 
 
 def test_the_loss_of_other_rows_is_the_objective_of_their_outputs():
     rows = DATA.test  # 20 rows are one batch of 12
     probes = {"test": Probe(rows, with_loss=True)}
-    runs = [dataclasses.replace(run, epochs=1, dropout=0.4) for run in RUNS[:3]]
+    runs = [run.replace(epochs=1, dropout=0.4) for run in RUNS[:3]]
     histories = run_program(runs, DATA, probes, devices=jax.devices()[:2])
     for run, history in zip(runs, histories, strict=True):
-        state = init_state(run, num_classes=3, standardization=DATA.standardization)
-        keys, model = run_keys(run.seed), build_model(run, 3)
-        step = make_train_step(model, adam(run.learning_rate, 0.0), run.objective())
+        state = init_state(run.recipe, num_classes=3, standardization=DATA.standardization)
+        keys, model = run_keys(run.recipe.seed), build_model(run.recipe, 3)
+        step = make_train_step(model, adam(run.recipe.learning_rate, 0.0), run.recipe.objective())
         order = epoch_order(keys, jnp.int32(0), 50)
         for number in range(4):
             chosen = order[12 * number : 12 * number + 12]
             state = jax.jit(step)(state, Batch(*(x[chosen] for x in DATA.train)), keys.dropout)
         order = jax.random.permutation(jax.random.key(0), 20)[:12]
         outputs = model.apply({"params": state.params}, rows.audio[order], rows.visual[order])
-        expected, _ = run.objective()(*outputs, rows.labels[order])
+        expected, _ = run.recipe.objective()(*outputs, rows.labels[order])
         (report,) = history.reports["test"]["reports"]
         assert report["loss"] == pytest.approx(float(expected), rel=1e-4)
 
@@ -271,7 +271,7 @@ def test_what_another_sweep_left_is_not_taken_over(tmp_path, monkeypatch):
     with pytest.raises(Stopped):
         run_program([BASE], DATA, PROBES, folder=folder, on_epoch=stop_after(3))
     begun = []
-    other = dataclasses.replace(BASE, seed=9)
+    other = BASE.replace(seed=9)
     run_program([other], DATA, PROBES, folder=folder, on_epoch=begun.append)
     assert begun == [1, 2, 3]
 
@@ -279,7 +279,7 @@ def test_what_another_sweep_left_is_not_taken_over(tmp_path, monkeypatch):
 def test_a_sweep_trains_what_is_missing(tmp_path):
     progress = []
     first = run_sweep(RUNS[:2], DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE)
-    contrastive = dataclasses.replace(BASE, loss="contrastive")
+    contrastive = BASE.replace(loss="contrastive")
     runs = [RUNS[1], contrastive, RUNS[0], contrastive]
     again = run_sweep(
         runs,
@@ -331,9 +331,7 @@ def test_a_program_goes_on_with_other_devices(tmp_path, monkeypatch):
 
 def test_a_run_that_diverges_is_no_result(tmp_path):
     # After the first step parameters are about 1e38, and squares of what they give are infinite.
-    broken = dataclasses.replace(
-        BASE, epochs=2, batch_size=50, learning_rate=1e38, label_loss="squared"
-    )
+    broken = BASE.replace(epochs=2, batch_size=50, learning_rate=1e38, label_loss="squared")
     with pytest.raises(TrainingDiverged, match=r"of a run became (nan|inf) in epoch [12]"):
         run_sweep([broken], DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE)
     assert not list(tmp_path.glob("*.json"))
@@ -347,7 +345,7 @@ def test_what_an_interrupted_sweep_left_is_cleared_away(tmp_path):
 
 def test_sweeps_that_share_a_folder_leave_each_others_beginnings(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    later = [dataclasses.replace(BASE, seed=7), dataclasses.replace(BASE, seed=8)]
+    later = [BASE.replace(seed=7), BASE.replace(seed=8)]
     run_sweep([BASE], DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE)
 
     def stop(done, total):
@@ -369,7 +367,7 @@ def test_sweeps_that_share_a_folder_leave_each_others_beginnings(tmp_path, monke
     assert progress == [4, 6]
     # Of runs that were trained in other programs meanwhile, the beginning is cleared away.
     with pytest.raises(Stopped):
-        fresh = [dataclasses.replace(run, learning_rate=2e-3) for run in later]
+        fresh = [run.replace(learning_rate=2e-3) for run in later]
         run_sweep(fresh, DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE, on_progress=stop)
     run_sweep(fresh, DATA, PROBES, folder=tmp_path, devices=ONE_DEVICE, most_runs=1)
     assert not list(tmp_path.glob("partial-*"))
@@ -378,10 +376,10 @@ def test_sweeps_that_share_a_folder_leave_each_others_beginnings(tmp_path, monke
 def test_programs_hold_runs_of_one_kind():
     runs = [
         BASE,
-        dataclasses.replace(BASE, attention="channel"),
-        dataclasses.replace(BASE, seed=1),
-        dataclasses.replace(BASE, seed=2, num_neighbors=7, weight_decay=0.1),
-        dataclasses.replace(BASE, attention="channel", seed=3),
+        BASE.replace(attention="channel"),
+        BASE.replace(seed=1),
+        BASE.replace(seed=2, num_neighbors=7, weight_decay=0.1),
+        BASE.replace(attention="channel", seed=3),
     ]
     assert programs(runs, 2) == [[0, 2], [1, 4], [3]]
     with pytest.raises(ValueError, match="may differ in seed, margin"):
@@ -390,7 +388,7 @@ def test_programs_hold_runs_of_one_kind():
 
 def test_a_run_that_diverges_is_named():
     # Cross-entropy stays finite at outputs of any size, their squares do not.
-    base = dataclasses.replace(BASE, label_loss="squared")
-    runs = [base, dataclasses.replace(base, learning_rate=1e30)]
+    base = BASE.replace(label_loss="squared")
+    runs = [base, base.replace(learning_rate=1e30)]
     with pytest.raises(TrainingDiverged, match=r"became .* \(loss triplet, .*learning_rate 1e\+30"):
         run_program(runs, DATA, PROBES, devices=ONE_DEVICE)

@@ -1,22 +1,38 @@
-"""Finished runs as they lie in their folders, to be compared with each other."""
+"""Runs in their folders: to be resumed, to be evaluated, and to be compared with each other."""
 
 import dataclasses
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aadml_jax._files import local_path
+from aadml_jax.data import identity_standardization
 from aadml_jax.errors import UserError
-from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.checkpoints import Checkpoints, Progress
+from aadml_jax.training.config import (
+    FIELDS,
+    LaunchConfig,
+    TrainConfig,
+    config_from_json,
+    require_parts,
+)
 from aadml_jax.training.evaluation import DIRECTIONS
-from aadml_jax.training.run_folder import CONFIG_FILE, METRICS_FILE, RESULT_FILE, read_run_json
+from aadml_jax.training.local_data import is_standardization_described, is_standardized_alike
+from aadml_jax.training.run_folder import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    environment,
+    read_run_json,
+)
+from aadml_jax.training.state import TrainState, init_state
 
-# Where a run lies and reads, and how long it is, which is said beside its settings.
-_NOT_SETTINGS = {"epochs"} | {
-    field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get("per_process")
+# What changes no result: the launch, and the paths of the data.
+_NOT_COMPARED = {field.name for field in dataclasses.fields(LaunchConfig)} | {
+    name for name, field in FIELDS.items() if field.metadata["per_process"]
 }
 _NEEDED_OF_DATA = ("name", "source", "fingerprint", "num_classes", "test_rows")
 _REMEDY = "restore it from a copy, or leave the run out"
@@ -78,15 +94,14 @@ def read_finished_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Finish
 def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
     """The settings in which runs differ.
 
-    Left out are the number of epochs and where a run lies and reads. A setting that a run of
-    another version does not know counts as None.
+    Left out are those of the launch, which change no result, and the paths of the data. A setting
+    that a run of another version does not know counts as None.
 
     Returns:
       By name, the value of each run; in the order of the flags, then of the alphabet.
     """
-    order = [field.name for field in dataclasses.fields(TrainConfig)]
-    known = {name for run in runs for name in run.settings} - _NOT_SETTINGS
-    names = [*(name for name in order if name in known), *sorted(known - set(order))]
+    known = {name for run in runs for name in run.settings} - _NOT_COMPARED
+    names = [*(name for name in FIELDS if name in known), *sorted(known - FIELDS.keys())]
     values = {name: [run.settings.get(name) for run in runs] for name in names}
     return {
         name: column
@@ -125,13 +140,120 @@ def repeated_by_seed(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     """
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        settings = {name: run.settings[name] for name in run.settings.keys() - _NOT_SETTINGS}
+        settings = {name: run.settings[name] for name in run.settings.keys() - _NOT_COMPARED}
         settings |= {"epochs": run.settings["epochs"], "seed": None}
         key = json.dumps([settings, run.data["fingerprint"]], sort_keys=True)
         group = groups.setdefault(key, [])
         if all(run.settings.get("seed") != other.settings.get("seed") for other in group):
             group.append(run)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def check_resumable(stored: dict[str, Any], config: TrainConfig, data: dict[str, Any]) -> None:
+    """Checks that a run folder's configuration and data are those of this run.
+
+    The rows must be the same and so must the recipe; paths, splits that give the same rows, and
+    the launch may be others.
+
+    Args:
+      stored: content of config.json.
+      config: the resolved configuration of this run.
+      data: its description of the data.
+
+    Raises:
+      UserError: naming what differs.
+    """
+    remedy = "use the same value, or another --workdir"
+    of_another = f"{config.launch.workdir} holds a checkpoint of another configuration"
+    has_x64 = environment()["enable_x64"]
+    had_x64 = _recorded(stored.get("environment"), "enable_x64", has_x64)
+    if had_x64 != has_x64:
+        raise UserError(f"{of_another}: JAX_ENABLE_X64 was {had_x64}, now {has_x64}; {remedy}")
+    former = config_from_json(stored.get("config"), stored.get("versions"))
+    has_same_rows = recorded_data(stored)["fingerprint"] == data["fingerprint"]
+    if not has_same_rows:
+        changes = [f" ({change})" for change in _changes(former.data, config.data)][:1]
+        raise UserError(
+            f"{of_another}: the data, {data['source']}, are not those it was trained on"
+            f"{''.join(changes)}; use the same data, or another --workdir"
+        )
+    for change in _changes(former.recipe, config.recipe):
+        raise UserError(f"{of_another}: {change}; {remedy}")
+    if not is_standardized_alike(recorded_data(stored), data):
+        raise UserError(
+            f"{config.launch.workdir} holds a checkpoint of an earlier version, which standardised "
+            "features that are constant or far out in another way; evaluate it as it is, or train "
+            "again with another --workdir"
+        )
+
+
+def _changes(former: Any, now: Any) -> Iterator[str]:
+    """The settings of a part in which two configurations differ, paths aside."""
+    for field in dataclasses.fields(now):
+        old, new = getattr(former, field.name), getattr(now, field.name)
+        if old != new and not field.metadata["per_process"]:
+            yield f"--{field.name} was {old}, now {new}"
+
+
+def _recorded(part: Any, name: str, default: Any) -> Any:
+    return part.get(name, default) if isinstance(part, dict) else default
+
+
+def recorded_data(stored: dict[str, Any]) -> dict[str, Any]:
+    """The description of the data in the content of a config.json.
+
+    Raises:
+      UserError: if there is none.
+    """
+    data = stored.get("data")
+    if isinstance(data, dict):
+        data = {"multi_label": False, **data}  # the first version knew one class a clip
+        texts = all(isinstance(data.get(name), str) for name in ("fingerprint", "source"))
+        sizes = [data.get(name) for name in ("num_classes", "audio_dim", "visual_dim")]
+        if (
+            texts
+            and is_standardization_described(data.get("standardization"))
+            and isinstance(data["multi_label"], bool)
+            and all(type(size) is int and size > 0 for size in sizes)
+        ):
+            return data
+    raise UserError(
+        "config.json does not describe its data; restore it from a copy, or use another --workdir"
+    )
+
+
+def restore_for_evaluation(
+    workdir: pathlib.Path, stored: dict[str, Any], which: str
+) -> tuple[TrainConfig, TrainState, Progress]:
+    """Configuration and state of a finished or unfinished run, without touching its folder.
+
+    Args:
+      workdir: the run's folder.
+      stored: content of its config.json.
+      which: "latest" or "best".
+
+    Raises:
+      UserError: if there is no checkpoint that can be read.
+    """
+    config = config_from_json(stored.get("config"), stored.get("versions"))
+    data = recorded_data(stored)
+    template = init_state(
+        config.recipe,
+        num_classes=data["num_classes"],
+        standardization=identity_standardization(data["audio_dim"], data["visual_dim"]),
+    )
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        if which == "best":
+            best = checkpoints.best()
+            restored = None if best is None else checkpoints.restore(best[0], template)
+        else:
+            restored = checkpoints.restore_latest(template)
+    if restored is None:
+        raise UserError(
+            f"{workdir} holds no {which} checkpoint yet; train there first, with "
+            f"--workdir={workdir}"
+        )
+    return config, *restored
 
 
 def _share_test_rows(a: FinishedRun, b: FinishedRun) -> bool:
@@ -164,9 +286,7 @@ def _names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 def _read(path: pathlib.Path, name: str) -> FinishedRun:
     stored = read_run_json(path, CONFIG_FILE)
-    settings, data = stored.get("config"), stored.get("data")
-    if not isinstance(settings, dict) or not isinstance(settings.get("epochs"), int):
-        raise UserError(f"{path / CONFIG_FILE} holds no configuration of a run; {_REMEDY}")
+    settings, data = _flat_settings(stored, path), stored.get("data")
     if not isinstance(data, dict) or any(key not in data for key in _NEEDED_OF_DATA):
         raise UserError(f"{path / CONFIG_FILE} does not describe the run's data; {_REMEDY}")
     epochs = _read_epochs(path / METRICS_FILE)
@@ -184,6 +304,24 @@ def _read(path: pathlib.Path, name: str) -> FinishedRun:
             f"{path / METRICS_FILE} is damaged (it has {reached} epochs of {asked}); {_REMEDY}"
         )
     return FinishedRun(name, path, settings, data, epochs, result, result["versions"])
+
+
+def _flat_settings(stored: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+    """The settings of all parts by their names; those of other versions too."""
+    parts = stored.get("config")
+    if isinstance(parts, dict):
+        try:
+            require_parts(parts, f"in {path}, by {_writer(stored)}")
+        except UserError as error:
+            raise UserError(f"{error}; or leave the run out") from error
+        settings = {name: value for part in parts.values() for name, value in part.items()}
+        if type(settings.get("epochs")) is int:
+            return settings
+    raise UserError(f"{path / CONFIG_FILE} holds no configuration of a run; {_REMEDY}")
+
+
+def _writer(stored: dict[str, Any]) -> str:
+    return f"aadml_jax {_recorded(stored.get('versions'), 'aadml_jax', 'of an unknown version')}"
 
 
 def _read_epochs(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import pytest
 from run_copies import change_json, copy_run, train_a_little
 
 from aadml_jax.errors import UserError
-from aadml_jax.training.finished_runs import (
+from aadml_jax.training.stored_runs import (
     differing_settings,
     read_finished_runs,
     with_the_same_test_rows,
@@ -125,7 +125,7 @@ def _without_result(folder):
 
 
 def _being_continued(folder):
-    change_json(folder / "config.json", lambda stored: stored["config"].update(epochs=8))
+    change_json(folder / "config.json", lambda stored: stored["config"]["launch"].update(epochs=8))
 
 
 def _stopped_at_once(folder):

@@ -16,10 +16,10 @@ from aadml_jax.data import (
     standardize,
 )
 from aadml_jax.errors import UserError
-from aadml_jax.training import held_data
-from aadml_jax.training.held_data import (
-    hold,
+from aadml_jax.training import local_data
+from aadml_jax.training.local_data import (
     is_standardized_alike,
+    load_local_data,
     nearly_constant_in_words,
     recorded_limit,
 )
@@ -59,7 +59,7 @@ def processes(*devices_of_each):
 
 
 def test_one_process_holds_everything():
-    data = hold(DATASET)
+    data = load_local_data(DATASET)
     statistics = fit_standardization(DATASET.train)
     for batch, split in ((data.train, DATASET.train), (data.test, DATASET.test)):
         expected = standardize(split, statistics)
@@ -73,7 +73,7 @@ def test_one_process_holds_everything():
 
 def test_stored_features_are_the_same_data():
     in_memory, on_disk = (
-        hold(dataset)
+        load_local_data(dataset)
         for dataset in (
             DATASET,
             dataclasses.replace(
@@ -93,7 +93,7 @@ def test_a_process_reads_the_rows_of_its_own_devices(devices, train, test):
     dataset = dataclasses.replace(
         DATASET, train=stored(DATASET.train, seen_train), test=stored(DATASET.test, seen_test)
     )
-    data = hold(dataset, processes(*devices), standardized=False)
+    data = load_local_data(dataset, processes(*devices), standardized=False)
     assert seen_train == list(range(0, 2 * train, 2))
     assert seen_test == list(range(0, 2 * test, 2))
     np.testing.assert_array_equal(data.train.audio, DATASET.train.audio[:train])
@@ -113,19 +113,19 @@ def test_rows_are_shared_without_gap_or_overlap(monkeypatch):
 
 def test_a_process_without_rows_holds_none(monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    data = hold(DATASET, processes(3, 1), standardized=False)
+    data = load_local_data(DATASET, processes(3, 1), standardized=False)
     assert [leaf.shape for leaf in data.train] == [(0, 3), (0, 2), (0,)]
     assert [leaf.shape for leaf in data.test] == [(0, 3), (0, 2), (0,)]
 
 
 def test_rows_that_both_splits_hold_are_counted():
-    assert hold(DATASET).description["shared_rows"] == 0
+    assert load_local_data(DATASET).description["shared_rows"] == 0
     leaking = DATASET.test.take(slice(0, 3))
     audio = np.concatenate([DATASET.train.audio, leaking.audio])
     visual = np.concatenate([DATASET.train.visual, leaking.visual])
     train = PairedFeatures(audio, visual, np.arange(12) % 2)
     dataset = dataclasses.replace(DATASET, train=train)
-    assert hold(dataset).description["shared_rows"] == 3
+    assert load_local_data(dataset).description["shared_rows"] == 3
 
 
 def test_a_process_holds_the_classes_of_its_own_rows(monkeypatch):
@@ -137,26 +137,26 @@ def test_a_process_holds_the_classes_of_its_own_rows(monkeypatch):
         for name, split in (("train", DATASET.train), ("test", DATASET.test))
     }
     dataset = dataclasses.replace(DATASET, **splits, num_classes=6)
-    data = hold(dataset, processes(1, 3))
+    data = load_local_data(dataset, processes(1, 3))
     np.testing.assert_array_equal(data.train.labels, labels["train"][:3])
     np.testing.assert_array_equal(data.test.labels, labels["test"][:2])
     np.testing.assert_array_equal(data.test_labels, labels["test"])
     assert data.train.labels.dtype == bool
     assert (data.description["multi_label"], data.description["num_classes"]) == (True, 6)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    data = hold(dataset, processes(3, 1))
+    data = load_local_data(dataset, processes(3, 1))
     assert [leaf.shape for leaf in data.train] == [(0, 3), (0, 2), (0, 6)]
 
 
 def test_processes_compare_their_labels_and_their_kind(monkeypatch):
     told = []
-    monkeypatch.setattr(held_data, "require_agreement", lambda values, _: told.append(values))
+    monkeypatch.setattr(local_data, "require_agreement", lambda values, _: told.append(values))
     one_hot = {
         name: dataclasses.replace(split, labels=np.eye(2, dtype=bool)[split.labels])
         for name, split in (("train", DATASET.train), ("test", DATASET.test))
     }
-    hold(DATASET)
-    hold(dataclasses.replace(DATASET, **one_hot))
+    load_local_data(DATASET)
+    load_local_data(dataclasses.replace(DATASET, **one_hot))
     for name in ("training labels", "test labels", "kind of labels"):
         first, second = (values[f"the data of --dataset ({name})"] for values in told)
         assert first != second
@@ -203,7 +203,7 @@ def with_far_rows():
 
 
 def test_what_is_left_out_and_limited_is_recorded_and_named():
-    data = hold(with_far_rows())
+    data = load_local_data(with_far_rows())
     recorded = {
         "limit": 5.0,
         "is_limited": True,
@@ -213,10 +213,10 @@ def test_what_is_left_out_and_limited_is_recorded_and_named():
     assert data.description["standardization"] == recorded
     np.testing.assert_array_equal(data.test.audio[2], [5, 0, 0])
     assert nearly_constant_in_words(data.description) == "1 of the 3 audio features (column 1)"
-    plain = hold(DATASET).description
+    plain = load_local_data(DATASET).description
     assert nearly_constant_in_words(plain) is None
     assert not plain["standardization"]["is_limited"]
-    untouched = hold(with_far_rows(), standardized=False)
+    untouched = load_local_data(with_far_rows(), standardized=False)
     assert untouched.description["standardization"] is None and untouched.limit is None
     assert nearly_constant_in_words(untouched.description) is None
     np.testing.assert_array_equal(untouched.test.audio[2], 1e6)
@@ -228,14 +228,14 @@ def test_facts_of_an_earlier_version_are_used_as_they_were():
     statistics = fit_standardization(dataset.train)
     statistics = statistics._replace(audio_scale=np.array([2, 1, 1], np.float32))
     facts = PreparedFacts("0" * 32, statistics, 0)
-    data = hold(dataclasses.replace(dataset, prepared=facts))
+    data = load_local_data(dataclasses.replace(dataset, prepared=facts))
     np.testing.assert_allclose(data.test.audio[2], [5e5, 1e6, 1e6], rtol=1e-3)
     assert data.description["standardization"]["limit"] is None
 
 
 def test_a_run_goes_on_only_where_its_rows_are_standardised_as_before():
-    plain, far = hold(DATASET).description, hold(with_far_rows()).description
-    bare = hold(DATASET, standardized=False).description
+    plain, far = load_local_data(DATASET).description, load_local_data(with_far_rows()).description
+    bare = load_local_data(DATASET, standardized=False).description
     earlier = {key: value for key, value in plain.items() if key != "standardization"}
     assert recorded_limit(earlier) is None and recorded_limit(plain) == 5
     assert recorded_limit(bare) is None
@@ -250,9 +250,9 @@ def test_a_run_goes_on_only_where_its_rows_are_standardised_as_before():
 
 
 def test_a_failure_elsewhere_stops_this_process_too(monkeypatch):
-    monkeypatch.setattr(held_data, "largest_of_all_processes", lambda number: 1)
+    monkeypatch.setattr(local_data, "largest_of_all_processes", lambda number: 1)
     with pytest.raises(UserError, match="another process of this run cannot read its rows"):
-        hold(DATASET)
+        load_local_data(DATASET)
 
 
 def test_the_own_failure_is_the_one_that_is_told():
@@ -263,4 +263,4 @@ def test_the_own_failure_is_the_one_that_is_told():
         DATASET, train=dataclasses.replace(stored(DATASET.train, []), read=read)
     )
     with pytest.raises(UserError, match="the disk is gone"):
-        hold(dataset)
+        load_local_data(dataset)

@@ -34,7 +34,7 @@ _LISTED_COLUMNS = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class HeldData:
+class LocalData:
     """A data set as one process of a run has it.
 
     Attributes:
@@ -61,13 +61,13 @@ class HeldData:
     description: dict[str, Any]
 
 
-def hold(
+def load_local_data(
     dataset: RetrievalDataset,
     placement: Placement | None = None,
     *,
     standardized: bool = True,
     streamed: bool = False,
-) -> HeldData:
+) -> LocalData:
     """Reads this process's share of the rows; every process must call this.
 
     Args:
@@ -121,7 +121,7 @@ def hold(
         "test": _agreed(lambda: batch("test")),
     }
     description = None if not standardized else _described(facts, held, limit)
-    return HeldData(
+    return LocalData(
         **held,
         num_train=len(dataset.train),
         num_classes=dataset.num_classes,
@@ -231,7 +231,7 @@ def nearly_constant_in_words(description: Mapping[str, Any]) -> str | None:
     """Names the features that were left out for they are nearly constant; None if there are none.
 
     Args:
-      description: of the data, as `HeldData` has it.
+      description: of the data, as `LocalData` has it.
     """
     recorded = description["standardization"]
     parts = []

@@ -1,8 +1,8 @@
-"""What `experiments.study` trains on and measures: whole groups held out, or generated data.
+"""Data of the study: whole groups held out, or generated.
 
-A *turn* is a choice of what is held out for validation, and of the rows where only a part is
-trained on: other turns validate on other groups, or are other generated problems. No turn's
-screening sees a row that any turn's test is on.
+A *draw* decides what is held out for validation, and which rows are trained on where only a part
+is: other draws validate on other groups, or are other generated problems. No draw's screening sees
+a row that any draw's test is on.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from aadml_jax.data.synthetic import SYNTHETIC, make_synthetic
 from aadml_jax.errors import UserError
 
 
-def grouped_data(path: str, key: str, *, for_test: bool, turn: int = 0) -> RetrievalDataset:
+def grouped_data(path: str, key: str, *, for_test: bool, draw: int = 0) -> RetrievalDataset:
     """The rows of a feature file, whole groups held out.
 
     Args:
@@ -31,11 +31,11 @@ def grouped_data(path: str, key: str, *, for_test: bool, turn: int = 0) -> Retri
       key: of the groups.
       for_test: whether the last group is held out, for the test; if not, another one is, for
         validation, and the last is left out of both sides.
-      turn: 0 validates on the group before the last, 1 on the one before that, and so on. The test
-        is on the last group in every turn.
+      draw: 0 validates on the group before the last, 1 on the one before that, and so on. The test
+        is on the last group in every draw.
 
     Raises:
-      UserError: The file has no such groups, fewer than three, or none left for that turn.
+      UserError: if the file has no such groups, fewer than three, or none left for that draw.
     """
     dataset = load_dataset("features", features_file=path)
     file_path = local_path(path)
@@ -59,23 +59,23 @@ def grouped_data(path: str, key: str, *, for_test: bool, turn: int = 0) -> Retri
     *others, last = names
     if for_test:
         return with_test_group(dataset, groups, test_group=last)
-    if turn >= len(others):
+    if draw >= len(others):
         raise UserError(
-            f"{path} has {len(others)} values of {key} to validate on beside that of the test; "
+            f"{path} has {len(others)} values of {key} to validate on besides that of the test; "
             f"with --data_by_seed choose at most --seeds={len(others)}"
         )
-    return with_test_group(dataset, groups, test_group=others[-1 - turn], left_out=(last,))
+    return with_test_group(dataset, groups, test_group=others[-1 - draw], left_out=(last,))
 
 
-def generated_data(*, for_test: bool, turn: int = 0) -> RetrievalDataset:
+def generated_data(*, for_test: bool, draw: int = 0) -> RetrievalDataset:
     """Generated data; for validation a fold of the training rows stands for the test rows.
 
     Args:
       for_test: whether the test rows are measured.
-      turn: seed of the problem; 0 is the data set `synthetic`.
+      draw: seed of the problem; 0 is the data set `synthetic`.
     """
-    name = f"synthetic, seed {turn}" if turn else "synthetic"
-    dataset = make_synthetic(dataclasses.replace(SYNTHETIC, seed=turn), name=name)
+    name = f"synthetic, seed {draw}" if draw else "synthetic"
+    dataset = make_synthetic(dataclasses.replace(SYNTHETIC, seed=draw), name=name)
     if for_test:
         return dataset
     is_validation = stratified_folds(dataset.train.labels, NUM_FOLDS) == 0
@@ -95,11 +95,11 @@ def with_label_noise(dataset: RetrievalDataset, share: float, *, seed: int = 0) 
       seed: of the choice of rows.
 
     Returns:
-      The data, the fingerprint another where a label is.
+      The data, with another fingerprint if a label changed.
 
     Raises:
-      UserError: The share is too small for a single row.
-      ValueError: The share is out of range, or rows have several classes.
+      UserError: if the share is too small for a single row.
+      ValueError: if the share is out of range, or rows have several classes.
     """
     train = dataset.train
     if not 0 <= share < 1 or train.labels.ndim != 1:
