@@ -1,4 +1,4 @@
-"""The exception that stands for a mistake of the user rather than of the program."""
+"""Exceptions whose message is all that a user of the commands has to read."""
 
 
 class UserError(Exception):
@@ -19,6 +19,13 @@ class UserError(Exception):
                 for character in message
             )
         )
+
+
+class RunStopped(Exception):
+    """A run ended before its end, for the reason that the message gives.
+
+    The binaries in `experiments/` print it without a traceback and exit with status 1.
+    """
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

@@ -19,8 +19,8 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from aadml_jax._files import expanded_home, home_folder, local_path
-from aadml_jax.errors import UserError, one_line
-from aadml_jax.training.settings import type_of_values
+from aadml_jax.errors import RunStopped, UserError, one_line
+from aadml_jax.training.settings import item_type, type_of_values
 
 USER_MISTAKE = 2
 _SECONDS_TO_JOIN = 120
@@ -36,15 +36,14 @@ def define_flags(options_class: type) -> None:
     Args:
       options_class: a dataclass of settings (see `setting`), or of parts that are such dataclasses.
     """
-    for field, kind in _settings_of(options_class):
-        help_text = field.metadata["help"]
+    for field, hint in _settings_of(options_class):
+        kind, help_text = type_of_values(hint), field.metadata["help"]
         if choices := field.metadata.get("choices"):
             flags.DEFINE_enum(field.name, field.default, list(choices), help_text)
         elif kind is tuple:
-            is_of_numbers = all(isinstance(item, int) for item in field.default or ("",))
             text = None if field.default is None else ",".join(map(str, field.default))
             flags.DEFINE_list(field.name, text, help_text)
-            if is_of_numbers:
+            if item_type(hint) is int:
                 flags.register_validator(
                     field.name,
                     lambda items: all(item.strip().isdecimal() for item in items),
@@ -68,15 +67,15 @@ def define_flags(options_class: type) -> None:
             define(field.name, field.default, help_text)
 
 
-def _settings_of(options_class: type) -> Iterator[tuple[dataclasses.Field, type]]:
-    """The settings of a dataclass and of its parts, with the types of their values."""
+def _settings_of(options_class: type) -> Iterator[tuple[dataclasses.Field, Any]]:
+    """The settings of a dataclass and of its parts, with their annotated types."""
     hints = typing.get_type_hints(options_class)
     for field in dataclasses.fields(options_class):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
             yield from _settings_of(hint)
         else:
-            yield field, type_of_values(hint)
+            yield field, hint
 
 
 def _are_assignments(items: Sequence[str] | None) -> bool:
@@ -92,22 +91,21 @@ def _are_assignments(items: Sequence[str] | None) -> bool:
 def options_from_flags(options_class: type) -> tuple[Any, frozenset[str]]:
     """The options that the flags say, and the names of those given explicitly."""
     values, explicit = {}, set()
-    for field, kind in _settings_of(options_class):
+    for field, hint in _settings_of(options_class):
         flag = flags.FLAGS[field.name]
-        values[field.name] = _as_value(flag.value, kind, field.default)
+        values[field.name] = _as_value(flag.value, hint)
         if flag.present:
             explicit.add(field.name)
     return _made_of(options_class, values), frozenset(explicit)
 
 
-def _as_value(given: Any, kind: type, default: Any) -> Any:
+def _as_value(given: Any, hint: Any) -> Any:
     if not isinstance(given, list):
         return given
-    if kind is Mapping:
+    if type_of_values(hint) is Mapping:
         pairs = (item.split("=") for item in given)
         return {name.strip(): float(number) for name, number in pairs}
-    are_numbers = bool(default) and isinstance(default[0], int)
-    return tuple(map(int, given)) if are_numbers else tuple(given)
+    return tuple(map(item_type(hint), given))
 
 
 def _made_of(options_class: type, values: Mapping[str, Any]) -> Any:
@@ -142,7 +140,7 @@ def run(
 ) -> None:
     """Runs a binary: exit status 0 if done, 2 for a user's mistake, 1 for anything else.
 
-    A `UserError` is printed as the one line that it is, without a traceback.
+    A `UserError` and a `RunStopped` are printed as the lines that they are, without a traceback.
 
     Args:
       main: what the binary does; called without arguments, or if it takes some, with their list.
@@ -178,6 +176,9 @@ def run(
             return (main(list(argv[1:])) if takes_arguments else main()) or 0
         except UserError as error:
             _fail(str(error), USER_MISTAKE)
+        except RunStopped as stop:
+            print(stop, file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             _fail(
                 "interrupted; what was complete before stays, and the same command goes on from "

@@ -11,7 +11,7 @@ from typing import Any
 from aadml_jax.training.config import TrainConfig, check
 from aadml_jax.training.evaluation import tie_warning
 from aadml_jax.training.local_data import load_local_data, nearly_constant_in_words
-from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
+from aadml_jax.training.loop import run_training
 from aadml_jax.training.parallel import all_devices
 from aadml_jax.training.processes import is_primary, require_agreement
 from aadml_jax.training.reporting import result_table
@@ -68,7 +68,7 @@ def run(config: TrainConfig, explicit: Set[str] = frozenset()) -> dict[str, Any]
     return result
 
 
-def main() -> int:
+def main() -> None:
     """Sets the process up for what the flags say, and runs it."""
     config, explicit = command_line.options_from_flags(TrainConfig)
     check(config)
@@ -76,12 +76,7 @@ def main() -> int:
         command_line.set_up_determinism()
     command_line.join_processes(config.launch)
     command_line.set_up_compilation_cache(config.launch.compilation_cache)
-    try:
-        run(config, explicit)
-    except (Interrupted, TrainingDiverged) as stop:
-        print(stop, file=sys.stderr)
-        return 1
-    return 0
+    run(config, explicit)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from aadml_jax.data import StoredFeatures
-from aadml_jax.errors import UserError
+from aadml_jax.errors import RunStopped, UserError
 from aadml_jax.training.checkpoints import Checkpoints, Progress, has_checkpoints
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import DIRECTIONS, make_evaluate, retrieval_result
@@ -49,7 +49,7 @@ _PROFILED_STEPS = 5
 PROFILE_FOLDER = "profile"
 
 
-class TrainingDiverged(Exception):
+class TrainingDiverged(RunStopped):
     """The objective or the state became NaN or infinite."""
 
 
@@ -146,7 +146,8 @@ class _Run:
             "keys": run_keys(config.recipe.seed),
             "placement": placement,
         }
-        if isinstance(data.train, StoredFeatures):
+        is_streamed = isinstance(data.train, StoredFeatures)
+        if is_streamed:
             self.run_steps = make_stream_steps(
                 train_step,
                 data.train,
@@ -163,7 +164,7 @@ class _Run:
             placement,
             similarity=config.recipe.similarity,
         )
-        is_slow = placement.devices[0].platform == "cpu" or config.launch.input == "stream"
+        is_slow = placement.devices[0].platform == "cpu" or is_streamed
         self.steps_per_call = config.launch.steps_per_call or (
             _STEPS_PER_SLOW_CALL if is_slow else self.steps_per_epoch
         )

@@ -115,9 +115,19 @@ def check_settings(config: Any) -> None:
 
 def type_of_values(hint: Any) -> type:
     """The type of a field's values: of `int | None` it is int, of `tuple[int, ...]` tuple."""
+    hint = _without_none(hint)
+    return typing.get_origin(hint) or hint
+
+
+def item_type(hint: Any) -> type:
+    """The type of the items of a field's tuples: of `tuple[int, ...] | None` it is int."""
+    return typing.get_args(_without_none(hint))[0]
+
+
+def _without_none(hint: Any) -> Any:
     if isinstance(hint, types.UnionType):
         (hint,) = (option for option in typing.get_args(hint) if option is not types.NoneType)
-    return typing.get_origin(hint) or hint
+    return hint
 
 
 def is_of_type(value: Any, hint: Any) -> bool:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from aadml_jax.errors import RunStopped
 from aadml_jax.training.processes import largest_of_all_processes
 
 # Terminals, batch systems and cloud machines send one of many before they kill: a closed connection
@@ -25,7 +26,7 @@ _INSISTENT = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGQUIT", signal.S
 _PROCESS_STATUS = pathlib.Path("/proc/self/status")
 
 
-class Interrupted(Exception):
+class Interrupted(RunStopped):
     """A run was told to stop by a signal, and has saved its state."""
 
 

@@ -24,6 +24,7 @@ class Config:
     numbers: Mapping[str, float] | None = dataclasses.field(
         default=None, metadata={"help": "numbers by name"}
     )
+    words: tuple[str, ...] | None = dataclasses.field(default=None, metadata={"help": "words"})
 
 
 @pytest.fixture
@@ -72,9 +73,10 @@ def test_flags_have_the_fields_types(parse):
         "--maybe",
         "--sizes=8,9",
         "--numbers=alpha=2, beta=-5e-1",
+        "--words=x,1",
     )
     numbers = {"alpha": 2.0, "beta": -0.5}
-    assert config == Config("x", "b", 3, 2.0, False, True, (8, 9), numbers)
+    assert config == Config("x", "b", 3, 2.0, False, True, (8, 9), numbers, ("x", "1"))
     assert explicit == {field.name for field in dataclasses.fields(Config)}
 
 
@@ -92,6 +94,16 @@ def test_values_of_the_wrong_type_are_refused(parse, flag):
 def runs():
     with ForkedRuns() as started:
         yield started
+
+
+def test_a_run_that_was_stopped_is_told_in_a_line_with_status_1(runs):
+    done = runs.run(
+        "code",
+        "from aadml_jax.errors import RunStopped\nfrom experiments import command_line\n"
+        "def main(): raise RunStopped('stopped after 3 epochs')\n"
+        "command_line.run(main)",
+    )
+    assert (done.status, done.output, done.errors) == (1, "", "stopped after 3 epochs\n")
 
 
 @pytest.fixture

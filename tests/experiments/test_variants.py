@@ -28,7 +28,10 @@ def test_gains_are_over_the_baseline_of_the_same_seed():
     gain = TRAINED.gain("k=3", "test")
     # 0.2 − 0.1 and 0.9 − 0.4
     assert gain.mean == pytest.approx(0.3) and gain.count == 2
-    assert gain.low < gain.mean < gain.high
+    # Both are 0.2 from their mean: a standard error of 0.2, and 12.706 is the t of one degree.
+    assert (gain.low, gain.high) == pytest.approx(
+        (0.3 - 12.706 * 0.2, 0.3 + 12.706 * 0.2), abs=1e-3
+    )
 
 
 def test_numbers_are_of_the_last_epoch_or_of_each():

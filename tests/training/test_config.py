@@ -353,6 +353,21 @@ def test_settings_are_found_by_their_names_alone():
         TrainConfig.of(mragin=0.2)
 
 
+def test_processes_agree_in_all_flags_but_their_own():
+    common = TrainConfig.of(seed=3, epochs=2, workdir="w").common_flags()
+    assert (common["--seed"], common["--epochs"], common["--dataset"]) == (3, 2, "synthetic")
+    own = [
+        "data_dir",
+        "features_file",
+        "workdir",
+        "tensorboard",
+        "coordinator_address",
+        "process_id",
+    ]
+    own.append("compilation_cache")
+    assert set(common) == {f"--{name}" for name in FIELDS} - {f"--{name}" for name in own}
+
+
 def test_no_name_is_in_two_parts():
     names = [
         f.name

@@ -206,6 +206,22 @@ def test_options_that_do_not_change_an_epoch_may_change(undisturbed, tmp_path):
     assert restored_bytes(tmp_path) == expected
 
 
+def test_data_settings_that_give_the_same_rows_may_change(undisturbed, tmp_path):
+    _, _, expected = undisturbed
+    train(tmp_path, epochs=2)
+    train(tmp_path, features_file="moved.h5", multi_label=True, smoke=True)
+    assert restored_bytes(tmp_path) == expected
+
+
+def test_of_other_rows_the_setting_that_gives_them_is_named(undisturbed):
+    folder, _, _ = undisturbed
+    other = make_synthetic(dataclasses.replace(SPEC, seed=1))
+    with pytest.raises(UserError) as error:
+        train(folder, other, fold=2)
+    words = f"the data, {other.source}, are not those it was trained on (--fold was None, now 2)"
+    assert words in str(error.value)
+
+
 def all_files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
