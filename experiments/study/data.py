@@ -17,7 +17,7 @@ from aadml_jax.data import (
     stratified_folds,
     with_test_group,
 )
-from aadml_jax.data.readers.hdf5 import array_of, open_file, read_rows
+from aadml_jax.data.readers.hdf5 import open_file
 from aadml_jax.data.splits import keyed_order
 from aadml_jax.data.synthetic import SYNTHETIC, make_synthetic
 from aadml_jax.errors import UserError
@@ -38,13 +38,13 @@ def grouped_data(path: str, key: str, *, for_test: bool, draw: int = 0) -> Retri
       UserError: if the file has no such groups, fewer than three, or none left for that draw.
     """
     dataset = load_dataset("features", features_file=path)
-    file_path = local_path(path)
-    with open_file(file_path) as file:
-        groups = []
-        for name in (f"{key}_train", f"{key}_test"):
-            array = array_of(file, file_path, name, expected="name other groups with --group")
-            groups.append(read_rows(array, slice(0, len(array)), f"{file_path}: {name}"))
-    groups = np.concatenate(groups)
+    with open_file(local_path(path)) as file:
+        groups = np.concatenate(
+            [
+                file.array(f"{key}_{split}", expected="name other groups with --group").rows()
+                for split in ("train", "test")
+            ]
+        )
     if groups.shape != (len(dataset.train) + len(dataset.test),):
         raise UserError(
             f"{path}: {key}_train and {key}_test must hold a group a row, together shape "

@@ -15,9 +15,9 @@ import functools
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 
 from aadml_jax._files import local_path
@@ -29,7 +29,7 @@ from aadml_jax.data.readers.feature_labels import (
     read_labels,
     read_training_mask,
 )
-from aadml_jax.data.readers.hdf5 import array_of, open_file, read_rows
+from aadml_jax.data.readers.hdf5 import OpenFile, StoredArray, open_file
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
 from aadml_jax.data.validation import (
     NonFiniteRows,
@@ -50,6 +50,10 @@ _SIX_KEYS = (
 )
 _TABLE_KEYS = ("audio_feat", "visual_feat", "Label_ID")
 _SPLIT_KEYS = ("Split", "Train_test")
+_EXPECTED = (
+    f"a feature file has {' '.join(_SIX_KEYS)}, or else {' '.join(_TABLE_KEYS)} and "
+    f"{' or '.join(_SPLIT_KEYS)}"
+)
 
 # Bytes of a feature array held at once, in the file's own dtype. Averaging over time raises a block
 # to float64, which takes up to eight times as much for a moment.
@@ -91,11 +95,11 @@ def open_feature_file(
     path = local_path(path)
     with open_file(path) as file:
         if not any(key in file for key in _SIX_KEYS) and any(key in file for key in _TABLE_KEYS):
-            splits, stored_labels = _open_table(file, path, multi_label, dims)
+            splits, stored_labels = _open_table(file, multi_label, dims)
         else:
-            splits, stored_labels = _open_six_keys(file, path, multi_label, dims)
+            splits, stored_labels = _open_six_keys(file, multi_label, dims)
         first_class, num_classes = class_numbering(stored_labels, num_classes)
-        class_names = read_class_names(file, path, num_classes)
+        class_names = read_class_names(file, num_classes)
     if not multi_label:
         require_every_class(
             splits[0].labels, num_classes, what=stored_labels[0].what, first_class=first_class
@@ -119,7 +123,10 @@ def open_feature_file(
         source=str(path),
         class_names=class_names,
         source_files=(str(path),),
-        averaged_over=tuple(map(_steps_in_words, *(split.steps for split in splits))),
+        averaged_over=(
+            _steps_in_words(splits[0].steps[0], splits[1].steps[0]),
+            _steps_in_words(splits[0].steps[1], splits[1].steps[1]),
+        ),
     )
 
 
@@ -172,76 +179,69 @@ _Opened = tuple[tuple[_Split, _Split], tuple[StoredLabels, ...]]
 single labels go over these, so that they can name the row of the file."""
 
 
-def _open_six_keys(
-    file: h5py.File, path: pathlib.Path, multi_label: bool, known: tuple[int, int] | None
-) -> _Opened:
+def _open_six_keys(file: OpenFile, multi_label: bool, known: tuple[int, int] | None) -> _Opened:
     """Opens the layout with a key for each split."""
-    arrays = {key: _array_of(file, path, key) for key in _SIX_KEYS}
+    arrays = {key: file.array(key, expected=_EXPECTED) for key in _SIX_KEYS}
     for part in ("audio", "visual"):
-        _require_time_in_the_middle(*(arrays[f"{part}_{split}"] for split in ("train", "test")))
-    splits, labels = [], []
-    for split in ("train", "test"):
-        audio, visual, lab = keys = [f"{part}_{split}" for part in ("audio", "visual", "lab")]
-        _require_equal_rows({key: arrays[key] for key in keys}, lab, path)
-        dims, steps = _forms(arrays, (audio, visual), path, known)
-        labels.append(read_labels(arrays[lab], path, lab, multi_label=multi_label))
-        rows = np.arange(arrays[lab].shape[0])
-        splits.append(_Split((audio, visual), dims, steps, rows, labels[-1].values))
-    return tuple(splits), tuple(labels)
+        _require_time_in_the_middle(arrays[f"{part}_train"], arrays[f"{part}_test"])
+
+    def open_split(split: str) -> tuple[_Split, StoredLabels]:
+        audio, visual, label = (arrays[f"{part}_{split}"] for part in ("audio", "visual", "lab"))
+        _require_equal_rows((audio, visual, label), label)
+        dims, steps = _dims_and_steps(audio, visual, known)
+        labels = read_labels(label, multi_label=multi_label)
+        rows = np.arange(len(label))
+        return _Split((audio.key, visual.key), dims, steps, rows, labels.values), labels
+
+    train, train_labels = open_split("train")
+    test, test_labels = open_split("test")
+    return (train, test), (train_labels, test_labels)
 
 
-def _open_table(
-    file: h5py.File, path: pathlib.Path, multi_label: bool, known: tuple[int, int] | None
-) -> _Opened:
+def _open_table(file: OpenFile, multi_label: bool, known: tuple[int, int] | None) -> _Opened:
     """Opens the layout with one table and a column that marks the training rows."""
-    audio, visual, label = _TABLE_KEYS
     split_keys = [key for key in _SPLIT_KEYS if key in file]
     if len(split_keys) > 1:
         raise UserError(
-            f"{path}: both {' and '.join(split_keys)} mark training rows; keep only one of them"
+            f"{file.path}: both {' and '.join(split_keys)} mark training rows; keep only one of "
+            "them"
         )
     split_key = split_keys[0] if split_keys else _SPLIT_KEYS[0]
-    arrays = {key: _array_of(file, path, key) for key in (*_TABLE_KEYS, split_key)}
-    _require_equal_rows(arrays, label, path)
-    dims, steps = _forms(arrays, (audio, visual), path, known)
-    labels = read_labels(arrays[label], path, label, multi_label=multi_label)
-    training = read_training_mask(arrays[split_key], path, split_key)
-    splits = (
-        _Split((audio, visual), dims, steps, np.flatnonzero(mask), labels.values[mask])
-        for mask in (training, ~training)
-    )
-    return tuple(splits), (labels,)
+    audio, visual, label, marks = arrays = [
+        file.array(key, expected=_EXPECTED) for key in (*_TABLE_KEYS, split_key)
+    ]
+    _require_equal_rows(arrays, label)
+    dims, steps = _dims_and_steps(audio, visual, known)
+    labels = read_labels(label, multi_label=multi_label)
+    training = read_training_mask(marks)
+
+    def split(mask: np.ndarray) -> _Split:
+        keys = (audio.key, visual.key)
+        return _Split(keys, dims, steps, np.flatnonzero(mask), labels.values[mask])
+
+    return (split(training), split(~training)), (labels,)
 
 
-def _array_of(file: h5py.File, path: pathlib.Path, key: str) -> h5py.Dataset:
-    expected = (
-        f"a feature file has {' '.join(_SIX_KEYS)}, or else {' '.join(_TABLE_KEYS)} and "
-        f"{' or '.join(_SPLIT_KEYS)}"
-    )
-    return array_of(file, path, key, expected=expected)
-
-
-def _require_equal_rows(
-    arrays: dict[str, h5py.Dataset], label_key: str, path: pathlib.Path
-) -> None:
+def _require_equal_rows(arrays: Sequence[StoredArray], labels: StoredArray) -> None:
     """Requires the same number of rows everywhere; says which arrays look transposed if not."""
-    lengths = {key: array.shape[0] for key, array in arrays.items()}
     hint = None
     # Clips are as many as the labels are long, along whichever axis: (N,), (N, C), (1, N), (C, N).
-    for num_clips in (arrays[label_key].shape[0], arrays[label_key].shape[-1]):
-        fits = all(num_clips in (array.shape[0], array.shape[-1]) for array in arrays.values())
+    for num_clips in (len(labels), labels.shape[-1]):
+        fits = all(num_clips in (len(array), array.shape[-1]) for array in arrays)
         if fits and num_clips > 1:
-            turned = [key for key, length in lengths.items() if length != num_clips]
-            shapes = " and ".join(f"{key} {arrays[key].shape}" for key in turned)
+            shapes = " and ".join(
+                f"{array.key} {array.shape}" for array in arrays if len(array) != num_clips
+            )
             hint = (
                 f"the clips stand along the last axis of {shapes}, as MATLAB's version 7.3 stores "
                 "them; transpose, by array.T, so that they stand along the first"
             )
             break
-    require_equal_lengths(lengths, what=str(path), remedy=hint)
+    lengths = {array.key: len(array) for array in arrays}
+    require_equal_lengths(lengths, what=str(labels.path), remedy=hint)
 
 
-def _require_time_in_the_middle(train: h5py.Dataset, test: h5py.Dataset) -> None:
+def _require_time_in_the_middle(train: StoredArray, test: StoredArray) -> None:
     """Refuses series of which the last axis is as long as the time in each split."""
     shapes = train.shape, test.shape
     if (
@@ -250,24 +250,20 @@ def _require_time_in_the_middle(train: h5py.Dataset, test: h5py.Dataset) -> None
         and shapes[0][2] != shapes[1][2]
     ):
         raise UserError(
-            f"{train.file.filename}: {train.name[1:]} has shape {shapes[0]} and {test.name[1:]} "
-            f"{shapes[1]}, so time seems to be their last axis; store (N, T, D), by "
-            "features.transpose(0, 2, 1), or extract both with the same model"
+            f"{train.what} has shape {shapes[0]} and {test.key} {shapes[1]}, so time seems to be "
+            "their last axis; store (N, T, D), by features.transpose(0, 2, 1), or extract both "
+            "with the same model"
         )
 
 
-def _forms(
-    arrays: dict[str, h5py.Dataset],
-    keys: tuple[str, str],
-    path: pathlib.Path,
-    known: tuple[int, int] | None,
+def _dims_and_steps(
+    audio: StoredArray, visual: StoredArray, known: tuple[int, int] | None
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Numbers of features and of time steps, audio and visual each."""
-    forms = [
-        _form(arrays[key], path, key, dim)
-        for key, dim in zip(keys, known or (None, None), strict=True)
-    ]
-    return tuple(dim for dim, _ in forms), tuple(steps for _, steps in forms)
+    known_audio, known_visual = known or (None, None)
+    audio_dim, audio_steps = _dim_and_steps(audio, known_audio)
+    visual_dim, visual_steps = _dim_and_steps(visual, known_visual)
+    return (audio_dim, visual_dim), (audio_steps, visual_steps)
 
 
 def _steps_in_words(train: int, test: int) -> str:
@@ -276,10 +272,8 @@ def _steps_in_words(train: int, test: int) -> str:
     return "" if steps == [1] else f"{' or '.join(map(str, steps))} time steps"
 
 
-def _form(
-    array: h5py.Dataset, path: pathlib.Path, key: str, known_dim: int | None
-) -> tuple[int, int]:
-    """Length of the vectors under a key that must hold features, and T.
+def _dim_and_steps(array: StoredArray, known_dim: int | None) -> tuple[int, int]:
+    """Length of the vectors of an array that must hold features, and T.
 
     Where nothing else tells, the last axis is that of the features:
 
@@ -288,7 +282,7 @@ def _form(
       (N, 128, 1)   refused, unless 128 features are known to be right
       (N, 128, 10)  10 features, unless 128 are known to be right: then refused
     """
-    what = f"{path}: {key}"
+    what = array.what
     if array.ndim not in (2, 3):
         raise UserError(
             f"{what} must have shape (N, D) or (N, T, D), got {array.shape}; store one vector "
@@ -319,29 +313,28 @@ def _read_split(
     """Audio and visual features of some rows, float32 [K, Da] and [K, Dv]."""
     with open_file(path) as file:
         audio, visual = (
-            _read_features(_array_of(file, path, key), rows, dim, f"{path}: {key}")
+            _read_features(file.array(key, expected=_EXPECTED), rows, dim)
             for key, dim in zip(keys, dims, strict=True)
         )
     return audio, visual
 
 
-def _read_features(array: h5py.Dataset, rows: np.ndarray, dim: int, what: str) -> np.ndarray:
+def _read_features(array: StoredArray, rows: np.ndarray, dim: int) -> np.ndarray:
     """Rows in ascending order, read block by block; float32 [K, D], averaged over time if need be.
 
     Whatever lies between the first and the last of them in a block is read and checked as well.
     """
-    num_rows = array.shape[0]
     features = np.empty((len(rows), dim), np.float32)
     time_axis = 1 if array.shape[-1] == dim else 2  # an axis of length 1 behind the features
-    bad = NonFiniteRows(what)
+    bad = NonFiniteRows(array.what)
     row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
     block_rows = max(1, _BLOCK_BYTES // row_bytes)
-    for start in range(0, num_rows, block_rows):
+    for start in range(0, len(array), block_rows):
         wanted = slice(*np.searchsorted(rows, (start, start + block_rows)))
         if wanted.start == wanted.stop:
             continue
         first, last = int(rows[wanted.start]), int(rows[wanted.stop - 1])
-        block = vectors = read_rows(array, slice(first, last + 1), what)
+        block = vectors = array.rows(first, last + 1)
         if block.ndim == 3:
             # A sum that leaves float64 ends infinite and is reported with the other overflows.
             with np.errstate(over="ignore", invalid="ignore"):
@@ -349,5 +342,5 @@ def _read_features(array: h5py.Dataset, rows: np.ndarray, dim: int, what: str) -
         vectors = as_float32(vectors)
         bad.add(first, block, vectors)
         features[wanted] = vectors[rows[wanted] - first]
-    bad.raise_if_any(num_rows)
+    bad.raise_if_any(len(array))
     return features

@@ -1,12 +1,10 @@
 """Labels and split marks of feature files, in the forms in which they circulate."""
 
-import pathlib
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 
-from aadml_jax.data.readers.hdf5 import array_of, read_rows
+from aadml_jax.data.readers.hdf5 import OpenFile, StoredArray
 from aadml_jax.data.validation import (
     class_numbers,
     multi_hot_labels,
@@ -34,22 +32,20 @@ class StoredLabels(NamedTuple):
     what: str
 
 
-def read_labels(
-    dataset: h5py.Dataset, path: pathlib.Path, key: str, *, multi_label: bool
-) -> StoredLabels:
+def read_labels(array: StoredArray, *, multi_label: bool) -> StoredLabels:
     """Reads class numbers or one-hot rows; with `multi_label`, multi-hot rows."""
-    what = f"{path}: {key}"
-    if multi_label and (dataset.ndim != 2 or dataset.shape[1] == 1):
+    what = array.what
+    if multi_label and (array.ndim != 2 or array.shape[1] == 1):
         raise UserError(
-            f"{what} must have shape (N, C) with a column per class, got {dataset.shape}; leave "
+            f"{what} must have shape (N, C) with a column per class, got {array.shape}; leave "
             "--multi_label out for class numbers"
         )
-    if dataset.ndim > 2:
+    if array.ndim > 2:
         raise UserError(
-            f"{what} must have shape (N,), (N, 1) or one-hot (N, C), got {dataset.shape}; store "
+            f"{what} must have shape (N,), (N, 1) or one-hot (N, C), got {array.shape}; store "
             "one label per clip"
         )
-    values = read_rows(dataset, slice(0, dataset.shape[0]), what)
+    values = array.rows()
     if multi_label:
         return StoredLabels(multi_hot_labels(values, what=what), values.shape[1], what)
     if values.ndim == 2 and values.shape[1] > 1:
@@ -77,18 +73,17 @@ def _one_hot_to_numbers(rows: np.ndarray, what: str) -> np.ndarray:
     return np.argmax(ones, axis=1).astype(np.int32)
 
 
-def read_training_mask(dataset: h5py.Dataset, path: pathlib.Path, key: str) -> np.ndarray:
+def read_training_mask(array: StoredArray) -> np.ndarray:
     """Which rows of a table are training rows, bool [N]."""
-    what = f"{path}: {key}"
-    if dataset.ndim > 2 or dataset.shape[1:] not in ((), (1,)):
+    what = array.what
+    if array.ndim > 2 or array.shape[1:] not in ((), (1,)):
         raise UserError(
-            f"{what} must have shape (N,) or (N, 1), got {dataset.shape}; store one mark per row"
+            f"{what} must have shape (N,) or (N, 1), got {array.shape}; store one mark per row"
         )
-    values = read_rows(dataset, slice(0, dataset.shape[0]), what).reshape(-1)
-    is_text = h5py.check_string_dtype(dataset.dtype) is not None
-    if not is_text and values.dtype.kind not in "biuf":
+    values = array.rows().reshape(-1)
+    if not array.is_text and values.dtype.kind not in "biuf":
         raise UserError(f"{what} must hold text or numbers, got dtype {values.dtype}")
-    if not is_text and not np.isfinite(values).all():
+    if not array.is_text and not np.isfinite(values).all():
         row = int(np.argmin(np.isfinite(values)))
         raise UserError(f"{what}: row {row} holds {values[row]}; mark test rows with 0")
     marks = np.array([_mark(value) for value in values.tolist()])
@@ -118,20 +113,19 @@ def _mark(value: bytes | str | float) -> str:
     return f"{float(value):g}"
 
 
-def read_class_names(file: h5py.File, path: pathlib.Path, num_classes: int) -> tuple[str, ...]:
+def read_class_names(file: OpenFile, num_classes: int) -> tuple[str, ...]:
     """The names of classes, empty if the file has none."""
     if CLASS_NAMES_KEY not in file:
         return ()
-    what = f"{path}: {CLASS_NAMES_KEY}"
-    array = array_of(file, path, CLASS_NAMES_KEY, expected="it names the classes")
-    if h5py.check_string_dtype(array.dtype) is None or array.shape != (num_classes,):
+    array = file.array(CLASS_NAMES_KEY, expected="it names the classes")
+    what = array.what
+    if not array.is_text or array.shape != (num_classes,):
         raise UserError(
             f"{what} has shape {array.shape} and dtype {array.dtype}; store a text for each of the "
             f"{num_classes} classes, or leave it out"
         )
-    values = read_rows(array, slice(0, num_classes), what)
     names = []
-    for number, value in enumerate(values):
+    for number, value in enumerate(array.rows()):
         try:
             names.append(value.decode())
         except UnicodeDecodeError:

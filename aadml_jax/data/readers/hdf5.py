@@ -51,12 +51,121 @@ _OF_HDF5PLUGIN = {307, 32001, 32004, 32008, 32013, 32015, 32017, 32018, 32024, 3
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
+class StoredArray:
+    """An array of an open file, read in ranges of rows.
+
+    Attributes:
+      path: of the file.
+      key: under which the array is stored.
+      what: the name of the array in messages.
+      shape: of the array, with rows first; no axis is empty.
+      dtype: as stored.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, path: pathlib.Path, key: str):
+        self._dataset = dataset
+        self.path, self.key, self.what = path, key, f"{path}: {key}"
+        self.shape: tuple[int, ...] = dataset.shape
+        self.dtype: np.dtype = dataset.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the values are strings."""
+        return h5py.check_string_dtype(self.dtype) is not None
+
+    def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The rows from `start` to before `stop`, or to the end.
+
+        Raises:
+          UserError: if they cannot be read; damage that only shows here is reported with the range.
+        """
+        stop = len(self) if stop is None else stop
+        # A filter that is missing may be optional and not have been applied: so reading is tried.
+        missing = _missing_filters(self._dataset)
+        try:
+            return self._dataset[start:stop]
+        except (OSError, RuntimeError) as error:
+            if missing:
+                raise _filter_refusal(missing, self.what) from error
+            if (number := _system_error(error)) is not None:
+                raise system_refusal(self.what, number) from error
+            raise UserError(
+                f"{self.what}: rows {start} to {stop - 1} cannot be read ({one_line(error)}); "
+                "the file is damaged, fetch it again"
+            ) from error
+
+
+class OpenFile:
+    """An HDF5 file that is open for reading."""
+
+    def __init__(self, file: h5py.File, path: pathlib.Path):
+        self._file = file
+        self.path = path
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._file
+
+    def array(self, key: str, *, expected: str) -> StoredArray:
+        """The array under a key, which must have rows and be stored in this file.
+
+        Args:
+          key: of the array.
+          expected: what the message says if the key is missing.
+
+        Raises:
+          UserError: if there is no such array, or less of it than it declares.
+        """
+        what = f"{self.path}: {key}"
+        try:
+            if isinstance(self._file.get(key, getlink=True), h5py.ExternalLink):
+                raise UserError(
+                    f"{what} is a link to another file; store the array itself under this key"
+                )
+            node = self._file[key]
+        except KeyError:
+            there = ", ".join(map(str, itertools.islice(self._file, _LISTED_KEYS))) or "none"
+            if len(self._file) > _LISTED_KEYS:
+                there += f", … ({len(self._file)} in all)"
+            raise UserError(
+                f"{self.path}: key {key} is missing (keys there: {there}); {expected}"
+            ) from None
+        except (OSError, RuntimeError) as error:
+            if (number := _system_error(error)) is not None:
+                raise system_refusal(what, number) from error
+            raise UserError(
+                f"{what} cannot be opened ({one_line(error)}); fetch the file again"
+            ) from error
+        if not isinstance(node, h5py.Dataset):
+            raise UserError(f"{what} is a group; store an array under this key")
+        if not node.shape or 0 in node.shape:
+            raise UserError(
+                f"{what} is empty or has no rows (shape {node.shape}); store one row per clip"
+            )
+        try:
+            _ = node.dtype
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{what} has a dtype unknown to NumPy ({one_line(error)}); store float32 "
+                "features and integer labels"
+            ) from error
+        _require_stored(node, what)
+        return StoredArray(node, self.path, key)
+
+
 @contextlib.contextmanager
-def open_file(path: pathlib.Path) -> Iterator[h5py.File]:
+def open_file(path: pathlib.Path) -> Iterator[OpenFile]:
     """Opens an HDF5 file for reading.
 
     Raises:
-      UserError: It cannot be read, is of another format, in use by a writer, or damaged.
+      UserError: if it cannot be read, is of another format, in use by a writer, or damaged.
     """
     # HDF5 reports what is wrong with a path in a paragraph of its own.
     status = require_readable_file(path, "an HDF5 feature file")
@@ -68,7 +177,7 @@ def open_file(path: pathlib.Path) -> Iterator[h5py.File]:
         raise _refusal(path, error) from error
     try:
         with file:
-            yield file
+            yield OpenFile(file, path)
     except (OSError, RuntimeError, MemoryError) as error:  # wherever the library meets damage
         raise _refusal(path, error) from error
 
@@ -148,42 +257,6 @@ def _filter_refusal(missing: list[int], what: str) -> UserError:
     )
 
 
-def array_of(file: h5py.File, path: pathlib.Path, key: str, *, expected: str) -> h5py.Dataset:
-    """Looks up a key that must be an array with rows, stored in this file."""
-    try:
-        if isinstance(file.get(key, getlink=True), h5py.ExternalLink):
-            raise UserError(
-                f"{path}: {key} is a link to another file; store the array itself under this key"
-            )
-        node = file[key]
-    except KeyError:
-        there = ", ".join(map(str, itertools.islice(file, _LISTED_KEYS))) or "none"
-        if len(file) > _LISTED_KEYS:
-            there += f", … ({len(file)} in all)"
-        raise UserError(f"{path}: key {key} is missing (keys there: {there}); {expected}") from None
-    except (OSError, RuntimeError) as error:
-        if _system_error(error) is not None:
-            raise system_refusal(f"{path}: {key}", _system_error(error)) from error
-        raise UserError(
-            f"{path}: {key} cannot be opened ({one_line(error)}); fetch the file again"
-        ) from error
-    if not isinstance(node, h5py.Dataset):
-        raise UserError(f"{path}: {key} is a group; store an array under this key")
-    if not node.shape or 0 in node.shape:
-        raise UserError(
-            f"{path}: {key} is empty or has no rows (shape {node.shape}); store one row per clip"
-        )
-    try:
-        _ = node.dtype
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: {key} has a dtype unknown to NumPy ({one_line(error)}); store float32 "
-            "features and integer labels"
-        ) from error
-    _require_stored(node, f"{path}: {key}")
-    return node
-
-
 def _require_stored(array: h5py.Dataset, what: str) -> None:
     """Refuses arrays of which less is there than they declare, before they are read."""
     if array.is_virtual or array.external:
@@ -208,20 +281,3 @@ def _require_stored(array: h5py.Dataset, what: str) -> None:
             f"{what} is stored in chunks of {chunk_bytes:,} bytes; {_LARGEST_CHUNK_BYTES:,} at "
             "most are read, write the file anew"
         )
-
-
-def read_rows(dataset: h5py.Dataset, rows: slice, what: str) -> np.ndarray:
-    """Reads a range of rows; damage that only shows here is reported with that range."""
-    # A filter that is missing may be optional and not have been applied: so reading is tried.
-    missing = _missing_filters(dataset)
-    try:
-        return dataset[rows]
-    except (OSError, RuntimeError) as error:
-        if missing:
-            raise _filter_refusal(missing, what) from error
-        if _system_error(error) is not None:
-            raise system_refusal(what, _system_error(error)) from error
-        raise UserError(
-            f"{what}: rows {rows.start} to {rows.stop - 1} cannot be read ({one_line(error)}); "
-            "the file is damaged, fetch it again"
-        ) from error
