@@ -47,14 +47,13 @@ def with_fold(dataset: RetrievalDataset, fold: int, *, seed: int = 0) -> Retriev
     is_test = stratified_folds(rows.labels, NUM_FOLDS, seed=seed) == fold
     if not is_test.any():
         raise UserError(f"fold {fold} of {len(rows)} rows is empty; use the data set's own split")
-    train, test = (
-        dataclasses.replace(
-            rows.select(np.flatnonzero(chosen)),
-            name=f"{split} rows of fold {fold} of {dataset.source}",
-        )
-        for split, chosen in (("training", ~is_test), ("test", is_test))
+    of_fold = f"fold {fold} of {dataset.source}"
+    return _with_splits(
+        dataset,
+        rows,
+        (~is_test, f"training rows of {of_fold}"),
+        (is_test, f"test rows of {of_fold}"),
     )
-    return dataclasses.replace(dataset, train=train, test=test, test_posteriors=None, prepared=None)
 
 
 def with_test_group(
@@ -102,21 +101,13 @@ def with_test_group(
     is_train = ~is_test & ~np.isin(groups, left_out)
     if not is_train.any():
         raise UserError(f"{dataset.source} has no group left to train on; leave out fewer")
-    train, test = (
-        dataclasses.replace(
-            rows.select(np.flatnonzero(chosen)),
-            name=f"{split} rows of {dataset.source}",
-        )
-        for split, chosen in (
-            (f"group {_listed(groups[is_train])}: training", is_train),
-            (f"group {test_group}: test", is_test),
-        )
+    train_groups = ", ".join(map(str, np.unique(groups[is_train]).tolist()))
+    return _with_splits(
+        dataset,
+        rows,
+        (is_train, f"group {train_groups}: training rows of {dataset.source}"),
+        (is_test, f"group {test_group}: test rows of {dataset.source}"),
     )
-    return dataclasses.replace(dataset, train=train, test=test, test_posteriors=None, prepared=None)
-
-
-def _listed(groups: np.ndarray) -> str:
-    return ", ".join(map(str, np.unique(groups).tolist()))
 
 
 def with_train_fraction(
@@ -233,7 +224,7 @@ def class_balanced_rows(labels: np.ndarray, max_rows: int, *, what: str) -> np.n
     return np.sort(dealt[:max_rows])
 
 
-def rows_in_shares_of(labels: np.ndarray, like: np.ndarray, *, seed: int = 0) -> np.ndarray:
+def rows_with_class_counts_of(labels: np.ndarray, like: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """Rows with as many of each class as another set has, or all of a class that has fewer.
 
     Args:
@@ -329,6 +320,25 @@ def _joined(
         rows=np.arange(len(labels)),
         name=f"{first.name} and {second.name}",
         random_access=all(getattr(part, "random_access", True) for part in (first, second)),
+    )
+
+
+def _with_splits(
+    dataset: RetrievalDataset,
+    rows: PairedFeatures | StoredFeatures,
+    train: tuple[np.ndarray, str],
+    test: tuple[np.ndarray, str],
+) -> RetrievalDataset:
+    """The data set with other splits, each a mask of `rows` and a name.
+
+    What is known of the old splits, their posteriors and measured facts, is left out.
+    """
+    train_rows, test_rows = (
+        dataclasses.replace(rows.select(np.flatnonzero(mask)), name=name)
+        for mask, name in (train, test)
+    )
+    return dataclasses.replace(
+        dataset, train=train_rows, test=test_rows, test_posteriors=None, prepared=None
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence, Set
 
 import jax
 
-from aadml_jax.data.splits import rows_in_shares_of
+from aadml_jax.data.splits import rows_with_class_counts_of
 from aadml_jax.errors import UserError
 from aadml_jax.reports.page import Report
 from aadml_jax.reports.retrieval import require_plots
@@ -80,7 +80,7 @@ def probes_of(config: TrainConfig, data: LocalData) -> dict[str, Probe]:
         "every": config.launch.eval_every,
         "with_loss": True,
     }
-    chosen = rows_in_shares_of(data.train.labels, data.test_labels)
+    chosen = rows_with_class_counts_of(data.train.labels, data.test_labels)
     rows = Batch(*(array[chosen] for array in data.train))
     return {TEST: Probe(data.test, ks=ks, **every), TRAIN: Probe(rows, **every)}
 

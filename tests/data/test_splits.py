@@ -17,7 +17,7 @@ from aadml_jax.data import (
     with_test_group,
     with_train_fraction,
 )
-from aadml_jax.data.splits import keyed_order, rows_in_shares_of
+from aadml_jax.data.splits import keyed_order, rows_with_class_counts_of
 from aadml_jax.errors import UserError
 
 RNG = np.random.default_rng(3)
@@ -218,15 +218,15 @@ def test_one_fold_is_no_split():
         stratified_folds(np.arange(6) % 2, 1)
 
 
-def test_rows_are_chosen_in_the_shares_of_another_set():
+def test_rows_are_chosen_with_the_class_counts_of_another_set():
     labels = RNG.permutation(np.repeat([0, 1, 2], [10, 4, 6]))
-    rows = rows_in_shares_of(labels, np.array([2, 0, 0, 2, 0, 1, 1, 1, 1, 1, 1]))
+    rows = rows_with_class_counts_of(labels, np.array([2, 0, 0, 2, 0, 1, 1, 1, 1, 1, 1]))
     assert (np.diff(rows) > 0).all()
     assert np.bincount(labels[rows]).tolist() == [3, 4, 2]  # of class 1 there are but four
-    assert rows.tolist() != rows_in_shares_of(labels, labels[rows], seed=1).tolist()
+    assert rows.tolist() != rows_with_class_counts_of(labels, labels[rows], seed=1).tolist()
     multi_hot = np.zeros((20, 3), bool)
     multi_hot[np.arange(20), labels] = True
-    assert rows_in_shares_of(multi_hot, multi_hot[rows]).tolist() == rows.tolist()
+    assert rows_with_class_counts_of(multi_hot, multi_hot[rows]).tolist() == rows.tolist()
 
 
 def test_no_group_is_tested_and_left_out():
