@@ -5,7 +5,6 @@ from aadml_jax.data.readers.catalog import (
     DATASETS,
     DatasetSpec,
     dataset_spec,
-    load_dataset,
     open_dataset,
     reopen_dataset,
 )
@@ -52,7 +51,6 @@ __all__ = [
     "dataset_spec",
     "fit_standardization",
     "identity_standardization",
-    "load_dataset",
     "load_feature_file",
     "make_synthetic",
     "open_dataset",

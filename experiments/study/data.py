@@ -13,7 +13,7 @@ from aadml_jax._files import local_path
 from aadml_jax.data import (
     NUM_FOLDS,
     RetrievalDataset,
-    load_dataset,
+    open_dataset,
     stratified_folds,
     with_test_group,
 )
@@ -37,7 +37,7 @@ def grouped_data(path: str, key: str, *, for_test: bool, draw: int = 0) -> Retri
     Raises:
       UserError: if the file has no such groups, fewer than three, or none left for that draw.
     """
-    dataset = load_dataset("features", features_file=path)
+    dataset = open_dataset("features", features_file=path).loaded()
     with open_file(local_path(path)) as file:
         groups = np.concatenate(
             [

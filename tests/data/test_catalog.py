@@ -8,7 +8,6 @@ import pytest
 from aadml_jax.data import (
     DATASETS,
     SYNTHETIC,
-    load_dataset,
     make_synthetic,
     open_dataset,
     reopen_dataset,
@@ -29,7 +28,7 @@ def write_features(path, num_classes, seed=0):
 
 def error_line(*arguments, **keywords):
     with pytest.raises(UserError) as raised:
-        load_dataset(*arguments, **keywords)
+        open_dataset(*arguments, **keywords)
     message = str(raised.value)
     assert "\n" not in message
     return message
@@ -67,7 +66,7 @@ def test_generated_data_are_drawn(monkeypatch):
     spec = dataclasses.replace(DATASETS["synthetic_vegas"], synthetic=tiny)
     changed = MappingProxyType(dict(DATASETS) | {"synthetic_vegas": spec})
     monkeypatch.setattr(catalog_module, "DATASETS", changed)
-    dataset = load_dataset("synthetic_vegas")
+    dataset = open_dataset("synthetic_vegas")
     assert dataset.name == "synthetic_vegas"
     assert dataset.fingerprint() == make_synthetic(tiny).fingerprint()
 
@@ -83,11 +82,11 @@ def test_published_files_are_found_in_order(tmp_path, monkeypatch, name, first, 
     monkeypatch.setenv("HOME", str(tmp_path))
     num_classes = DATASETS[name].num_classes
     write_features(tmp_path / second, num_classes)
-    dataset = load_dataset(name, data_dir=tmp_path)
+    dataset = open_dataset(name, data_dir=tmp_path)
     assert dataset.source == str(tmp_path / second)
     assert (dataset.name, dataset.num_classes) == (name, num_classes)
     write_features(tmp_path / first, num_classes, seed=1)
-    assert load_dataset(name, data_dir="~").source == str(tmp_path / first)
+    assert open_dataset(name, data_dir="~").source == str(tmp_path / first)
 
 
 def test_published_file_with_other_classes_is_refused(tmp_path):
@@ -105,7 +104,7 @@ def test_published_numbers_of_features_tell_the_axes(tmp_path):
         for split, values in behind.items():
             del file[f"audio_{split}"]
             file[f"audio_{split}"] = values
-    dataset = load_dataset("vegas", data_dir=tmp_path)
+    dataset = open_dataset("vegas", data_dir=tmp_path).loaded()
     np.testing.assert_array_equal(dataset.train.audio, behind["train"][:, :, 0].astype(np.float32))
     assert reopen_dataset("vegas", dataset.source).audio_dim == 128
     with h5py.File(path, "r+") as file:
@@ -126,7 +125,7 @@ def test_broken_link_is_not_skipped(tmp_path):
 def test_any_feature_file_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = write_features(tmp_path / "mine.h5", 4)
-    dataset = load_dataset("features", features_file="~/mine.h5")
+    dataset = open_dataset("features", features_file="~/mine.h5")
     assert (dataset.name, dataset.num_classes, dataset.source) == ("mine", 4, str(path))
 
 
@@ -145,8 +144,7 @@ def test_a_file_of_several_classes_is_opened_and_opened_again(tmp_path):
     with pytest.raises(UserError, match="does not use --multi_label"):
         reopen_dataset("vegas", opened.source, data_dir=tmp_path, multi_label=True)
     assert "set --multi_label" in error_line("features", features_file=path)
-    loaded = load_dataset("features", features_file=path, multi_label=True)
-    assert loaded.train.labels.sum(axis=1).tolist() == [2] * 9
+    assert opened.train.labels.sum(axis=1).tolist() == [2] * 9
 
 
 @pytest.mark.parametrize(

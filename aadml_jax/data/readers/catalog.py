@@ -229,29 +229,6 @@ def require_prepared_name(name: str, remedy: str) -> None:
         )
 
 
-def load_dataset(
-    name: str,
-    *,
-    data_dir: str | os.PathLike[str] | None = None,
-    features_file: str | os.PathLike[str] | None = None,
-    multi_label: bool = False,
-) -> RetrievalDataset:
-    """Loads a data set by name: `open_dataset`, and all rows taken.
-
-    Args:
-      name: See `open_dataset`.
-      data_dir: See `open_dataset`.
-      features_file: See `open_dataset`.
-      multi_label: See `open_dataset`.
-
-    Raises:
-      UserError: Whatever `open_dataset` or the taking of rows raises.
-    """
-    return open_dataset(
-        name, data_dir=data_dir, features_file=features_file, multi_label=multi_label
-    ).loaded()
-
-
 def open_dataset(
     name: str,
     *,

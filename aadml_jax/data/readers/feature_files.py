@@ -137,23 +137,9 @@ def load_feature_file(
     name: str | None = None,
     multi_label: bool = False,
 ) -> RetrievalDataset:
-    """Reads and checks a whole feature file: `open_feature_file`, and all rows taken.
-
-    Args:
-      path: See `open_feature_file`.
-      num_classes: See `open_feature_file`.
-      name: See `open_feature_file`.
-      multi_label: See `open_feature_file`.
-
-    Returns:
-      The data set in memory, in float32.
-
-    Raises:
-      UserError: Whatever `open_feature_file` or the taking of rows raises.
-    """
-    return open_feature_file(
-        path, num_classes=num_classes, name=name, multi_label=multi_label
-    ).loaded()
+    """What `open_feature_file` opens, with all features in memory."""
+    dataset = open_feature_file(path, num_classes=num_classes, name=name, multi_label=multi_label)
+    return dataset.loaded()
 
 
 class _Split(NamedTuple):

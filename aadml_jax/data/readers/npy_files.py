@@ -84,9 +84,10 @@ def _read_member(archive: zipfile.ZipFile, path: pathlib.Path, key: str) -> np.n
 
 def _read_array(file: IO[bytes], size: int, what: str) -> np.ndarray:
     """Reads an array from a file of `size` bytes."""
-    # A header may announce four gigabytes of itself.
-    start = io.BytesIO(read_at_most(file, _HEADER_BYTES))
-    require_no_other_kind(what, start.getvalue()[:START_BYTES], "a .npy array", NPY)
+    content = read_at_most(file, min(size, _LARGEST_ARRAY_BYTES + _HEADER_BYTES))
+    require_no_other_kind(what, bytes(content[:START_BYTES]), "a .npy array", NPY)
+    # A header may announce four gigabytes of itself: of these first bytes no more is read.
+    start = io.BytesIO(content[:_HEADER_BYTES])
     try:
         shape, is_fortran, dtype = _read_header(start)
     except Exception as error:  # a header is Python source, and may hold anything
@@ -114,11 +115,10 @@ def _read_array(file: IO[bytes], size: int, what: str) -> np.ndarray:
         )
     if len(shape) > _MOST_DIMENSIONS:
         raise UserError(f"{what} has {len(shape)} dimensions; store a vector or a series of them")
-    content = bytearray(start.read(num_bytes))
-    content += read_at_most(file, num_bytes - len(content))
-    if len(content) != num_bytes:
-        raise UserError(f"{what} ends after {len(content)} of {num_bytes} bytes; write it anew")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+    values = memoryview(content)[start.tell() :]
+    if len(values) != num_bytes:  # the file was cut, or its directory says more than is there
+        raise UserError(f"{what} ends after {len(values)} of {num_bytes} bytes; write it anew")
+    return np.frombuffer(values, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

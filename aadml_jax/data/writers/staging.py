@@ -102,7 +102,7 @@ def _identity(dataset: RetrievalDataset) -> str:
         dataset.audio_dim,
         dataset.visual_dim,
         dataset.prepared and dataset.prepared.fingerprint,
-        [(path, *_marks_of(path)) for path in dataset.source_files],
+        [(path, *_file_signature(path)) for path in dataset.source_files],
     ]
     digest.update(json.dumps(facts).encode())
     for split in (dataset.train, dataset.test):
@@ -113,7 +113,7 @@ def _identity(dataset: RetrievalDataset) -> str:
     return digest.hexdigest()
 
 
-def _marks_of(path: str) -> tuple[int, ...]:
+def _file_signature(path: str) -> tuple[int, ...]:
     """What changes when a file is replaced; the time of its last change of status can't be set."""
     try:
         status = os.stat(path)

@@ -145,7 +145,7 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
         self.info.metadata.update(metadata_of(dataset, facts))
         for split in written.values():
             for path in split.paths:
-                _linked(path, folder / path.name)
+                _hard_link(path, folder / path.name)
         split_infos = [
             tfds.core.SplitInfo(
                 name=name,
@@ -158,7 +158,7 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
         self.info.set_splits(tfds.core.SplitDict(split_infos))
 
 
-def _linked(path: pathlib.Path, other: pathlib.Path) -> None:
+def _hard_link(path: pathlib.Path, other: pathlib.Path) -> None:
     """Gives a file a second name, so that it stays if the folder of that one is given up."""
     try:
         os.link(path, other)
