@@ -26,9 +26,11 @@ from aadml_jax.data import (
     PairedFeatures,
     RetrievalDataset,
     load_feature_file,
+    open_clip_files,
     open_feature_file,
 )
-from aadml_jax.data.readers.clip_files import open_clip_files
+
+# Past the face of `aadml_jax.data`, which leaves out what needs TFDS and is slow to import.
 from aadml_jax.data.readers.tfds_folders import open_tfds_folder
 from aadml_jax.data.readers.video_records import open_video_records
 from aadml_jax.data.tfds_builders import write_tfds_folder

@@ -4,8 +4,13 @@ import dataclasses
 import os
 from typing import Any, NamedTuple
 
-from aadml_jax.data import RetrievalDataset, dataset_spec, open_feature_file, reopen_dataset
-from aadml_jax.data.readers.catalog import TFDS_PREFIX
+from aadml_jax.data import (
+    TFDS_PREFIX,
+    RetrievalDataset,
+    dataset_spec,
+    open_feature_file,
+    reopen_dataset,
+)
 from aadml_jax.errors import UserError
 from aadml_jax.training.config import DataConfig, config_from_json
 from aadml_jax.training.setup import split, split_in_words

@@ -19,8 +19,17 @@ from typing import NamedTuple
 import numpy as np
 
 from aadml_jax._files import local_path
-from aadml_jax.data import DATASETS, DatasetSpec, RetrievalDataset, open_dataset
-from aadml_jax.data.readers.catalog import TFDS_PREFIX, unknown_name
+from aadml_jax.data import (
+    DATASETS,
+    TFDS_PREFIX,
+    DatasetSpec,
+    RetrievalDataset,
+    open_clip_files,
+    open_dataset,
+    unknown_name,
+)
+
+# Past the face of `aadml_jax.data`, here and below: what needs TFDS is slow to import.
 from aadml_jax.data.writers.feature_file import require_absent, write_feature_file
 from aadml_jax.data.writers.summary import DatasetSummary
 from aadml_jax.errors import UserError
@@ -107,8 +116,6 @@ def open_source(options: Options) -> Source:
     if name == _CLIPS:
         if options.clip_list is None:
             raise UserError(f"--dataset={_CLIPS} needs a list of them; set --clip_list=FILE.csv")
-        from aadml_jax.data.readers.clip_files import open_clip_files
-
         dataset, missing = open_clip_files(
             options.clip_list,
             options.data_dir,

@@ -1,19 +1,30 @@
-"""Audio-visual feature data on the host: checked NumPy arrays from files or from a generator."""
+"""Audio-visual feature data on the host: checked NumPy arrays from files or from a generator.
+
+What other rooms may import is listed here. The modules that need TFDS, which is slow to import, are
+not: `readers.tfds_folders`, `readers.video_records`, `writers` and `tfds_builders` are imported
+where they are used.
+"""
 
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
 from aadml_jax.data.readers.catalog import (
     DATASETS,
+    TFDS_PREFIX,
     DatasetSpec,
     dataset_spec,
     open_dataset,
     reopen_dataset,
+    unknown_name,
 )
+from aadml_jax.data.readers.clip_files import open_clip_files
 from aadml_jax.data.readers.feature_files import load_feature_file, open_feature_file
+from aadml_jax.data.readers.hdf5 import open_hdf5
 from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset, shared_rows
 from aadml_jax.data.splits import (
     NUM_FOLDS,
     class_balanced_rows,
+    keyed_order,
     representative_classes,
+    rows_with_class_counts_of,
     stratified_folds,
     with_class_balanced_rows,
     with_fold,
@@ -21,9 +32,13 @@ from aadml_jax.data.splits import (
     with_train_fraction,
 )
 from aadml_jax.data.standardization import (
+    LARGEST_DEVIATION,
     FeatureStandardization,
+    MeasuredStandardization,
+    Sums,
     fit_standardization,
     identity_standardization,
+    measure_standardization,
     standardize,
 )
 from aadml_jax.data.synthetic import (
@@ -36,30 +51,40 @@ from aadml_jax.data.synthetic import (
 
 __all__ = [
     "DATASETS",
+    "LARGEST_DEVIATION",
     "NUM_FOLDS",
     "SYNTHETIC",
     "SYNTHETIC_VEGAS",
+    "TFDS_PREFIX",
     "DatasetSpec",
     "FeatureStandardization",
+    "MeasuredStandardization",
     "PairedFeatures",
     "PreparedFacts",
     "RetrievalDataset",
     "StoredFeatures",
+    "Sums",
     "SyntheticSpec",
     "class_balanced_rows",
     "class_posteriors",
     "dataset_spec",
     "fit_standardization",
     "identity_standardization",
+    "keyed_order",
     "load_feature_file",
     "make_synthetic",
+    "measure_standardization",
+    "open_clip_files",
     "open_dataset",
     "open_feature_file",
+    "open_hdf5",
     "reopen_dataset",
     "representative_classes",
+    "rows_with_class_counts_of",
     "shared_rows",
     "standardize",
     "stratified_folds",
+    "unknown_name",
     "with_class_balanced_rows",
     "with_fold",
     "with_test_group",

@@ -8,16 +8,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from aadml_jax.data import (
+    LARGEST_DEVIATION,
     FeatureStandardization,
     PairedFeatures,
     PreparedFacts,
     RetrievalDataset,
     StoredFeatures,
+    Sums,
     identity_standardization,
+    measure_standardization,
     shared_rows,
     standardize,
 )
-from aadml_jax.data.standardization import LARGEST_DEVIATION, Sums, measure_standardization
 from aadml_jax.errors import UserError
 from aadml_jax.training.parallel import Placement, one_device
 from aadml_jax.training.processes import (

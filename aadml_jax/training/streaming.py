@@ -17,8 +17,12 @@ import jax
 import numpy as np
 
 from aadml_jax._arrays import Array
-from aadml_jax.data import FeatureStandardization, StoredFeatures, standardize
-from aadml_jax.data.standardization import LARGEST_DEVIATION
+from aadml_jax.data import (
+    LARGEST_DEVIATION,
+    FeatureStandardization,
+    StoredFeatures,
+    standardize,
+)
 from aadml_jax.errors import UserError
 from aadml_jax.training.parallel import Placement
 from aadml_jax.training.state import RunKeys, TrainState

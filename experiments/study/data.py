@@ -12,14 +12,15 @@ import numpy as np
 from aadml_jax._files import local_path
 from aadml_jax.data import (
     NUM_FOLDS,
+    SYNTHETIC,
     RetrievalDataset,
+    keyed_order,
+    make_synthetic,
     open_dataset,
+    open_hdf5,
     stratified_folds,
     with_test_group,
 )
-from aadml_jax.data.readers.hdf5 import open_file
-from aadml_jax.data.splits import keyed_order
-from aadml_jax.data.synthetic import SYNTHETIC, make_synthetic
 from aadml_jax.errors import UserError
 
 
@@ -38,7 +39,7 @@ def grouped_data(path: str, key: str, *, for_test: bool, draw: int = 0) -> Retri
       UserError: if the file has no such groups, fewer than three, or none left for that draw.
     """
     dataset = open_dataset("features", features_file=path).loaded()
-    with open_file(local_path(path)) as file:
+    with open_hdf5(local_path(path)) as file:
         groups = np.concatenate(
             [
                 file.array(f"{key}_{split}", expected="name other groups with --group").rows()

@@ -11,13 +11,14 @@ from aadml_jax.data import (
     PairedFeatures,
     RetrievalDataset,
     StoredFeatures,
+    keyed_order,
     representative_classes,
+    rows_with_class_counts_of,
     stratified_folds,
     with_fold,
     with_test_group,
     with_train_fraction,
 )
-from aadml_jax.data.splits import keyed_order, rows_with_class_counts_of
 from aadml_jax.errors import UserError
 
 RNG = np.random.default_rng(3)

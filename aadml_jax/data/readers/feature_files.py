@@ -29,7 +29,7 @@ from aadml_jax.data.readers.feature_labels import (
     read_labels,
     read_training_mask,
 )
-from aadml_jax.data.readers.hdf5 import OpenFile, StoredArray, open_file
+from aadml_jax.data.readers.hdf5 import OpenFile, StoredArray, open_hdf5
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
 from aadml_jax.data.validation import (
     NonFiniteRows,
@@ -93,7 +93,7 @@ def open_feature_file(
         for values beyond float32.
     """
     path = local_path(path)
-    with open_file(path) as file:
+    with open_hdf5(path) as file:
         if not any(key in file for key in _SIX_KEYS) and any(key in file for key in _TABLE_KEYS):
             splits, stored_labels = _open_table(file, multi_label, dims)
         else:
@@ -297,7 +297,7 @@ def _read_split(
     path: pathlib.Path, keys: tuple[str, str], dims: tuple[int, int], rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Audio and visual features of some rows, float32 [K, Da] and [K, Dv]."""
-    with open_file(path) as file:
+    with open_hdf5(path) as file:
         audio, visual = (
             _read_features(file.array(key, expected=_EXPECTED), rows, dim)
             for key, dim in zip(keys, dims, strict=True)

@@ -161,7 +161,7 @@ class OpenFile:
 
 
 @contextlib.contextmanager
-def open_file(path: pathlib.Path) -> Iterator[OpenFile]:
+def open_hdf5(path: pathlib.Path) -> Iterator[OpenFile]:
     """Opens an HDF5 file for reading.
 
     Raises:
