@@ -180,13 +180,13 @@ class RetrievalDataset:
         numbers = (self.num_classes, self.audio_dim, self.visual_dim, len(self.train), kind)
         digest = hashlib.blake2b(str(numbers).encode(), digest_size=DIGEST_BYTES)
         for digests in (train_digests, test_digests):
-            digest.update(np.ascontiguousarray(digests))
+            digest.update(np.ascontiguousarray(digests).data)
         for split in (self.train, self.test):
             labels = split.labels
             digest.update(
-                np.packbits(labels, axis=1)
+                np.packbits(labels, axis=1).data
                 if self.is_multi_label
-                else np.ascontiguousarray(labels, "<i4")
+                else np.ascontiguousarray(labels, "<i4").data
             )
         return digest.hexdigest()
 

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
@@ -58,7 +59,7 @@ def with_fold(dataset: RetrievalDataset, fold: int, *, seed: int = 0) -> Retriev
 
 def with_test_group(
     dataset: RetrievalDataset,
-    groups: np.ndarray,
+    groups: npt.ArrayLike,
     *,
     test_group: int,
     left_out: Sequence[int] = (),
@@ -166,7 +167,7 @@ def with_class_balanced_rows(
     )
 
 
-def representative_classes(labels: np.ndarray) -> np.ndarray:
+def representative_classes(labels: npt.ArrayLike) -> np.ndarray:
     """One class for each clip: its own, or the rarest of several.
 
     The rarest is that with the fewest of these rows, the lowest number among equals. So a rare
@@ -193,7 +194,7 @@ def representative_classes(labels: np.ndarray) -> np.ndarray:
     return rarest_first[np.concatenate(firsts)]
 
 
-def class_balanced_rows(labels: np.ndarray, max_rows: int, *, what: str) -> np.ndarray:
+def class_balanced_rows(labels: npt.ArrayLike, max_rows: int, *, what: str) -> np.ndarray:
     """The first rows of each class, for a smoke run.
 
     Rows are dealt to the classes in turn, each taking its next row in file order, until `max_rows`
@@ -224,7 +225,9 @@ def class_balanced_rows(labels: np.ndarray, max_rows: int, *, what: str) -> np.n
     return np.sort(dealt[:max_rows])
 
 
-def rows_with_class_counts_of(labels: np.ndarray, like: np.ndarray, *, seed: int = 0) -> np.ndarray:
+def rows_with_class_counts_of(
+    labels: npt.ArrayLike, like: npt.ArrayLike, *, seed: int = 0
+) -> np.ndarray:
     """Rows with as many of each class as another set has, or all of a class that has fewer.
 
     Args:
@@ -244,7 +247,7 @@ def rows_with_class_counts_of(labels: np.ndarray, like: np.ndarray, *, seed: int
     return np.sort(np.concatenate(chosen))
 
 
-def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int = 0) -> np.ndarray:
+def stratified_folds(labels: npt.ArrayLike, num_folds: int, *, seed: int = 0) -> np.ndarray:
     """The fold of each row.
 
     Args:
@@ -262,13 +265,13 @@ def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int = 0) -> np
     if num_folds < 2:
         raise ValueError(f"num_folds must be at least 2, got {num_folds}")
     dealt = np.concatenate(_class_members(labels, seed))
-    folds = np.empty(len(labels), np.int64)
+    folds = np.empty(len(dealt), np.int64)
     # Going on from class to class in turn keeps the folds' sizes even as well.
     folds[dealt] = np.arange(len(dealt)) % num_folds
     return folds
 
 
-def keyed_order(keys: np.ndarray, *, seed: int) -> np.ndarray:
+def keyed_order(keys: npt.ArrayLike, *, seed: int) -> np.ndarray:
     """An order of non-negative numbers that looks random and is the same everywhere.
 
     Args:
@@ -342,10 +345,10 @@ def _with_splits(
     )
 
 
-def _class_members(labels: np.ndarray, seed: int) -> list[np.ndarray]:
+def _class_members(labels: npt.ArrayLike, seed: int) -> list[np.ndarray]:
     """The rows of each class in a random order."""
     classes = representative_classes(labels)
-    order = keyed_order(np.arange(len(labels)), seed=seed)
+    order = keyed_order(np.arange(len(classes)), seed=seed)
     by_class = order[np.argsort(classes[order], kind="stable")]
     _, counts = np.unique(classes, return_counts=True)
     return np.split(by_class, np.cumsum(counts)[:-1])

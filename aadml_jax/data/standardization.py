@@ -93,9 +93,11 @@ def measure_standardization(
     num_rows = num_rows or len(train)
 
     def sums(of_block: Callable[[PairedFeatures], tuple[np.ndarray, ...]]) -> list[np.ndarray]:
-        return sum_over_all(
-            lambda: list(map(sum, zip(*map(of_block, train.blocks()), strict=True)))
-        )
+        def over_blocks() -> list[np.ndarray]:
+            audio, visual = zip(*map(of_block, train.blocks()), strict=True)
+            return [np.asarray(sum(audio)), np.asarray(sum(visual))]
+
+        return sum_over_all(over_blocks)
 
     def squares_around_means(block: PairedFeatures) -> tuple[np.ndarray, ...]:
         return tuple(

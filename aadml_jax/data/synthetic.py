@@ -24,6 +24,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from aadml_jax.data.paired_features import PairedFeatures
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
@@ -151,29 +152,30 @@ def make_synthetic(spec: SyntheticSpec = SYNTHETIC, *, name: str = "synthetic") 
         )
         splits.append(PairedFeatures(audio, visual, labels, name=f"{split} split of {name}"))
     train, test = splits
+    audio_posteriors, visual_posteriors = (
+        class_posteriors(
+            features,
+            mode_means=density.mode_means,
+            covariance_factor=density.covariance_factor,
+            noise_scale=spec.background_noise,
+        )
+        for features, density in zip((test.audio, test.visual), densities, strict=True)
+    )
     return RetrievalDataset(
         name=name,
         train=train,
         test=test,
         num_classes=spec.num_classes,
         source=f"{name} data generated with seed {spec.seed}",
-        test_posteriors=tuple(
-            class_posteriors(
-                features,
-                mode_means=density.mode_means,
-                covariance_factor=density.covariance_factor,
-                noise_scale=spec.background_noise,
-            )
-            for features, density in zip((test.audio, test.visual), densities, strict=True)
-        ),
+        test_posteriors=(audio_posteriors, visual_posteriors),
     )
 
 
 def class_posteriors(
-    features: np.ndarray,
+    features: npt.ArrayLike,
     *,
-    mode_means: np.ndarray,
-    covariance_factor: np.ndarray,
+    mode_means: npt.ArrayLike,
+    covariance_factor: npt.ArrayLike,
     noise_scale: float,
 ) -> np.ndarray:
     """Posterior class probabilities p(c | x) under equal-weight Gaussian modes and classes.

@@ -8,6 +8,7 @@ first culprit (row or value) and the remedy. Rows are counted from 0.
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from aadml_jax.errors import UserError
 
@@ -106,7 +107,7 @@ class NonFiniteRows:
             )
 
 
-def checked_labels(labels: np.ndarray, *, what: str) -> np.ndarray:
+def checked_labels(labels: npt.ArrayLike, *, what: str) -> np.ndarray:
     """Checks labels of either kind; the number of dimensions decides which.
 
     Args:
@@ -126,7 +127,7 @@ def checked_labels(labels: np.ndarray, *, what: str) -> np.ndarray:
     return check(labels, what=what)
 
 
-def require_unmasked(values: np.ndarray, *, what: str) -> None:
+def require_unmasked(values: npt.ArrayLike, *, what: str) -> None:
     """Refuses masked entries, of which NumPy would hand out what stands beneath.
 
     Raises:

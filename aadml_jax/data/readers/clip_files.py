@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -102,18 +102,17 @@ def open_clip_files(
             f"{folder} holds no features of the clips in {clip_list}; give their folder"
         )
     labels, num_classes, class_names = _as_class_labels(clips, clip_list, multi_label)
-    files = [files_of[clip.clip_id] for clip in clips]
+    files = [paths for clip in clips if (paths := files_of[clip.clip_id])]
     first = _read_clip(files[0])
-    dims = tuple(len(features.vector) for features in first)
-    splits = {}
+    splits: dict[str, StoredFeatures] = {}
     for split in _SPLITS:
         rows = np.array([row for row, clip in enumerate(clips) if clip.split == split], np.int64)
         if not len(rows):
             raise UserError(f"{clip_list} leaves no {split} rows; mark some clips as {split}")
         splits[split] = StoredFeatures(
             labels=labels[rows],
-            audio_dim=dims[0],
-            visual_dim=dims[1],
+            audio_dim=len(first[0].vector),
+            visual_dim=len(first[1].vector),
             read=functools.partial(_read_rows, files, first),
             rows=rows,
             name=f"{split} split of {clip_list}",
@@ -134,11 +133,9 @@ def open_clip_files(
                 str(clip_list),
                 *(str(path) for paths in files for path in paths),
             ),
-            averaged_over=tuple(
-                f"time ({features.shape[0]} steps in the first clip)" if features.is_series else ""
-                for features in first
-            ),
-            **splits,
+            averaged_over=(first[0].time_in_words(), first[1].time_in_words()),
+            train=splits["train"],
+            test=splits["test"],
         ),
         missing,
     )
@@ -154,6 +151,7 @@ def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
             f"{kind.remedy or 'give a CSV list of clips'}"
         )
     lines_of_ids: dict[str, int] = {}
+    reader = None
     try:
         with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(_lines(file, path), strict=True)
@@ -212,7 +210,7 @@ def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
         raise UserError(f"{path} is not UTF-8 text ({one_line(error)}); save it as such") from error
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {reader.line_num}: {one_line(error)}; close quotes, or write it anew"
+            f"{path}, line {reader and reader.line_num}: {one_line(error)}; close quotes, or write it anew"
         ) from error
     if not lines_of_ids:
         raise UserError(f"{path} lists no clips; write one line for each")
@@ -227,7 +225,7 @@ def _separator(header: list[str]) -> str | None:
     return None
 
 
-def _lines(file, path: pathlib.Path) -> Iterator[str]:
+def _lines(file: IO[str], path: pathlib.Path) -> Iterator[str]:
     """Lines of bounded length."""
     while line := file.readline(_LONGEST_LINE):
         if len(line) == _LONGEST_LINE:
@@ -308,6 +306,10 @@ class _ClipFeatures(NamedTuple):
         """Whether the vector is a mean over several steps."""
         return len(self.shape) == 2 and self.shape[0] > 1
 
+    def time_in_words(self) -> str:
+        """What was averaged over; empty if nothing was."""
+        return f"time ({self.shape[0]} steps in the first clip)" if self.is_series else ""
+
 
 def _read_clip(paths: tuple[pathlib.Path, ...]) -> tuple[_ClipFeatures, _ClipFeatures]:
     """Audio and visual features of a clip."""
@@ -333,7 +335,8 @@ def _read_clip(paths: tuple[pathlib.Path, ...]) -> tuple[_ClipFeatures, _ClipFea
         bad.add(0, np.atleast_2d(array)[None], converted)
         bad.raise_if_any(1)
         vectors.append(_ClipFeatures(converted[0], array.shape))
-    return tuple(vectors)
+    audio, visual = vectors
+    return audio, visual
 
 
 def _read_rows(
@@ -342,10 +345,10 @@ def _read_rows(
     rows: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of some clips, float32 [K, Da] and [K, Dv], all like those of the first clip."""
-    features = tuple(np.empty((len(rows), len(of.vector)), np.float32) for of in first)
+    audio, visual = (np.empty((len(rows), len(of.vector)), np.float32) for of in first)
     for place, row in enumerate(rows.tolist()):
         for name, array, of_first, clip in zip(
-            _MODALITIES, features, first, _read_clip(files[row]), strict=True
+            _MODALITIES, (audio, visual), first, _read_clip(files[row]), strict=True
         ):
             if clip.vector.shape != array.shape[1:]:
                 series = ", and store series as (T, D), time first" * (len(clip.shape) == 2)
@@ -359,4 +362,4 @@ def _read_rows(
                     "first clip's are one vector; store vectors of all clips, or series of all"
                 )
             array[place] = clip.vector
-    return features
+    return audio, visual

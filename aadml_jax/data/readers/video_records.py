@@ -74,7 +74,9 @@ def open_video_records(
       UserError: A file can't be read, is damaged or compressed; a record lacks a feature, has no
         labels, one out of range or features that are not finite, or stands twice by its id.
     """
-    places, labels, dims = {}, {}, None
+    places: dict[str, list[_Place]] = {}
+    labels: dict[str, list[list[int]]] = {}
+    dims: tuple[int, int] | None = None
     seen: dict[bytes, tuple[pathlib.Path, int]] = {}
     for split, files in (("train", train_files), ("test", test_files)):
         places[split], labels[split] = [], []
@@ -98,6 +100,7 @@ def open_video_records(
                 labels[split].append(video.labels)
         if not places[split]:
             raise UserError(f"{_listed(files)}: no records for the {split} rows; name other files")
+    assert dims is not None  # both splits have records
     largest = max(max(classes) for of_split in labels.values() for classes in of_split)
     num_classes = num_classes or largest + 1
     splits = {
@@ -117,7 +120,8 @@ def open_video_records(
         num_classes=num_classes,
         source=_listed(paths),
         source_files=tuple(paths),
-        **splits,
+        train=splits["train"],
+        test=splits["test"],
     )
 
 
@@ -233,7 +237,7 @@ def _read_rows(
     places: Sequence[_Place], dims: tuple[int, int], rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of some records, float32 [K, Da] and [K, Dv]."""
-    features = tuple(np.empty((len(rows), dim), np.float32) for dim in dims)
+    audio, visual = (np.empty((len(rows), dim), np.float32) for dim in dims)
     chosen = [places[row] for row in rows.tolist()]
     number = 0
     for path, group in itertools.groupby(chosen, lambda place: place.path):
@@ -244,7 +248,7 @@ def _read_rows(
                 file.seek(place.offset)
                 video = _parse(_read_content(file, place.length, what), what)
                 _require_dims(video, dims, what)
-                for array, values in zip(features, video[2:], strict=True):
+                for array, values in zip((audio, visual), video[2:], strict=True):
                     array[number] = values
                 number += 1
-    return features
+    return audio, visual

@@ -107,9 +107,9 @@ def _identity(dataset: RetrievalDataset) -> str:
     digest.update(json.dumps(facts).encode())
     for split in (dataset.train, dataset.test):
         digest.update(f"{split.labels.shape}{split.labels.dtype.str}".encode())
-        digest.update(np.ascontiguousarray(split.labels))
+        digest.update(np.ascontiguousarray(split.labels).data)
         if isinstance(split, PairedFeatures):
-            digest.update(split.row_digests())
+            digest.update(split.row_digests().data)
     return digest.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """What a converter tells of the data it has written, from one pass over them."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +64,7 @@ class DatasetSummary(NamedTuple):
         """
         splits = (self.train, self.test)
 
-        def counts(name: str, count) -> str:
+        def counts(name: str, count: Callable[[SplitSummary], int]) -> str:
             return f"{name:22}" + "".join(f"{count(split):>26,}" for split in splits)
 
         def ranges(name: str) -> str:
@@ -76,7 +77,7 @@ class DatasetSummary(NamedTuple):
         lines = [
             f"{'':22}{'train':>26}{'test':>26}",
             counts("rows", lambda split: split.rows),
-            counts("classes", lambda split: np.count_nonzero(split.class_rows)),
+            counts("classes", lambda split: int(np.count_nonzero(split.class_rows))),
             f"{'missing':22}" + "".join(f"{count:>26,}" for count in missing),
             counts("duplicate rows", lambda split: split.duplicates),
             f"{'shared rows':22}{'':26}{self.shared_rows:>26,}",
@@ -101,11 +102,14 @@ def summarize(dataset: RetrievalDataset) -> DatasetSummary:
     Raises:
       UserError: Rows can't be read.
     """
-    summaries, digests = zip(
-        *(_summarize_split(split, dataset.num_classes) for split in (dataset.train, dataset.test)),
-        strict=True,
+    train, train_digests = _summarize_split(dataset.train, dataset.num_classes)
+    test, test_digests = _summarize_split(dataset.test, dataset.num_classes)
+    return DatasetSummary(
+        train,
+        test,
+        shared_rows(train_digests, test_digests),
+        dataset.fingerprint_of(train_digests, test_digests),
     )
-    return DatasetSummary(*summaries, shared_rows(*digests), dataset.fingerprint_of(*digests))
 
 
 def _summarize_split(

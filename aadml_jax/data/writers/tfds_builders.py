@@ -85,8 +85,11 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
         audio, visual = (
             tfds.features.Tensor(shape=(dim,), dtype=np.float32, encoding="bytes") for dim in dims
         )
-        count_or_names = {"names": list(names)} if names else {"num_classes": num_classes}
-        label = tfds.features.ClassLabel(**count_or_names)
+        label = (
+            tfds.features.ClassLabel(names=list(names))
+            if names
+            else tfds.features.ClassLabel(num_classes=num_classes)
+        )
         labels = {"label": label}
         if source is not None and source.is_multi_label:
             labels = {"labels": tfds.features.Sequence(label)}
@@ -246,6 +249,7 @@ def write_tfds_folder(
         ) from error
     if builder.summary is None:  # another process was faster
         require_no_folder(dataset.name, data_dir)
+        raise AssertionError(f"nothing was written to {folder}")
     return folder, builder.summary
 
 
