@@ -6,16 +6,22 @@ Messages print the shapes, because a wrong axis is the usual culprit.
 import math
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from aadml_jax._sharding import split_alike
 
 Array = jax.Array
+
+LabelsLike = ArrayLike | Sequence[int] | Sequence[Sequence[int]]
+"""Class numbers [N] or multi-hot rows [N, C], in lists too: see `as_labels`."""
+
 ReduceFn = Callable[[Array], Array] | None
 
 
@@ -61,7 +67,7 @@ def as_given(argument: Any, name: str) -> Array | np.ndarray:
 
 def known_values(given: Array | np.ndarray) -> np.ndarray | None:
     """The values of an array; None while they are traced, or where other processes hold them."""
-    if isinstance(given, jax.core.Tracer):
+    if isinstance(given, Tracer):
         return None
     if isinstance(given, jax.Array) and not given.is_fully_addressable:
         return None

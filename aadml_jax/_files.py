@@ -150,11 +150,12 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
     except Exception as error:
         number = getattr(error, "errno", None)
-        # zipfile makes one error of its own of whatever the system says.
-        cause = getattr(error.__context__, "errno", None)
-        if number is None and cause not in _OF_THE_DISK:
-            raise
-        raise system_refusal(path, cause if number is None else number) from error
+        if number is None:
+            # zipfile makes one error of its own of whatever the system says.
+            number = getattr(error.__context__, "errno", None)
+            if number is None or number not in _OF_THE_DISK:
+                raise
+        raise system_refusal(path, number) from error
 
 
 def system_refusal(path: str | os.PathLike[str], number: int) -> UserError:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from aadml_jax._arrays import Array
 from aadml_jax._ordering import last_key, order_keys
@@ -33,8 +34,8 @@ class RankingKeys(NamedTuple):
       relevant: bool, within the gallery.
     """
 
-    keys: Array
-    relevant: Array
+    keys: Array | np.ndarray
+    relevant: Array | np.ndarray
 
 
 class Ties(NamedTuple):
@@ -103,9 +104,9 @@ def exact_keys(scores: np.ndarray, relevant: Array, irrelevant: Array) -> Rankin
     last = np.iinfo(np.int64).max
     keys = np.where(bits < 0, bits ^ last, bits)
     keys[np.isnan(values)] = last - 2
-    relevant, irrelevant = np.asarray(relevant), np.asarray(irrelevant)
-    keys[~(relevant | irrelevant)] = last
-    return RankingKeys(keys, relevant)
+    is_relevant = np.asarray(relevant)
+    keys[~(is_relevant | np.asarray(irrelevant))] = last
+    return RankingKeys(keys, is_relevant)
 
 
 def _all_within(integers: np.ndarray, bound: int) -> bool:
@@ -115,7 +116,7 @@ def _all_within(integers: np.ndarray, bound: int) -> bool:
 def is_on_host(*arrays: object) -> bool:
     """Whether all of the arrays (None aside) hold values, in the memory of this process's CPU."""
     for array in arrays:
-        if isinstance(array, jax.core.Tracer):
+        if isinstance(array, Tracer):
             return False
         if isinstance(array, jax.Array) and not (
             array.is_fully_addressable and all(d.platform == "cpu" for d in array.devices())
@@ -124,12 +125,12 @@ def is_on_host(*arrays: object) -> bool:
     return jax.default_backend() == "cpu"
 
 
-def by_rows(keys: RankingKeys, metric: Callable[[Hits], np.ndarray]) -> np.ndarray:
+def by_rows(ranking: RankingKeys, metric: Callable[[Hits], np.ndarray]) -> np.ndarray:
     """`metric` of all queries' hits: a float64 array [N, …], made part by part of the rows.
 
     A NaN among a query's scores makes its values NaN.
     """
-    keys, relevant = (np.asarray(array) for array in keys)
+    keys, relevant = np.asarray(ranking.keys), np.asarray(ranking.relevant)
     num_rows, num_columns = keys.shape
     rows_at_once = max(1, _ENTRIES_AT_ONCE // max(1, num_columns))
 

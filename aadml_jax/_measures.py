@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from aadml_jax import _host_ranking, _xla_ranking
-from aadml_jax._arrays import Array, as_pairs, check_count
+from aadml_jax._arrays import Array, ArrayLike, as_pairs, check_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def check_cut_off(k: int, shape: tuple[int, ...]) -> int:
     return k
 
 
-def values_in_xla(metrics: Any, scores: Array, relevance: Array, where: Array | None) -> Any:
+def values_in_xla(metrics: Any, scores: ArrayLike, relevance: Array, where: Array | None) -> Any:
     """The values per query [N] of a pytree of metrics."""
     ranking = _xla_ranking.rank(scores, relevance, where)
     return jax.tree.map(
@@ -84,4 +85,4 @@ def host_keys(scores: Any, relevance: Any, where: Any) -> _host_ranking.RankingK
 def is_traced(*arrays: Any) -> bool:
     """Whether a function traces these arrays or, around them, constants."""
     probes = (*arrays, jnp.zeros(()) + 0)  # a tracer within jit
-    return any(isinstance(probe, jax.core.Tracer) for probe in probes)
+    return any(isinstance(probe, Tracer) for probe in probes)

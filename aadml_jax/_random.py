@@ -8,6 +8,7 @@ made within `fixed_generator`: what is traced within it keeps it, in a caller's 
 import contextlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aadml_jax._arrays import Array
@@ -20,7 +21,7 @@ def seed_key(seed: int) -> Array:
       seed: from 0 to 2⁶⁴ − 1.
     """
     words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-    return jax.random.wrap_key_data(words, impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
 def fixed_generator() -> contextlib.AbstractContextManager[None]:

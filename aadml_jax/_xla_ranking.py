@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, as_pairs, divide_or_zero, masked_row_mean
+from aadml_jax._arrays import Array, ArrayLike, as_pairs, divide_or_zero, masked_row_mean
 from aadml_jax._ordering import last_key, order_keys
 from aadml_jax._sharding import split_alike
 
@@ -104,7 +104,7 @@ def _integer_keys(scores: Array) -> Array:
     return ~scores  # −1 − score, which cannot overflow
 
 
-def rank(scores: Array, relevance: Array, where: Array | None) -> Ranking:
+def rank(scores: ArrayLike, relevance: Array, where: Array | None) -> Ranking:
     """The ranking of scores [N, M]; raises ValueError for arguments that do not fit.
 
     Integers of 32 bits and more are compared as such, since floats of their width are fewer.

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 
 from aadml_jax._arrays import (
     Array,
+    ArrayLike,
+    LabelsLike,
     as_float,
     as_given,
     as_same_float,
@@ -134,15 +136,15 @@ def check_neighbors(
 
 
 def anchor_aware_proxies(
-    embeddings: Array,
-    labels: Array,
+    embeddings: ArrayLike,
+    labels: LabelsLike,
     *,
-    num_neighbors: int | Array = 3,
+    num_neighbors: ArrayLike = 3,
     attention: str = "neighbor",
     same_class: bool = True,
-    rows: Array | None = None,
-    references: Array | None = None,
-    temperature: float | Array = 1.0,
+    rows: ArrayLike | None = None,
+    references: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
     neighbor_gradient: bool = True,
     max_neighbors: int | None = None,
 ) -> Array:

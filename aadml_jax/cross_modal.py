@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aadml_jax import _host_ranking, _measures, _xla_ranking
-from aadml_jax._arrays import Array, as_labels, check_count
+from aadml_jax._arrays import Array, ArrayLike, LabelsLike, as_labels, check_count
 from aadml_jax._sharding import gathered
 from aadml_jax.row_blocks import in_row_blocks
 from aadml_jax.similarity import SIMILARITIES, same_label
@@ -105,21 +105,21 @@ def _one_direction_on_host(
     def values(hits: _host_ranking.Hits) -> np.ndarray:
         return np.stack([metric.on_host(hits) for metric in metrics], axis=1)
 
-    blocks = []
+    blocks, dtype = [], "float32"
     for first in range(0, len(queries), block_size):
         keys = _block_keys(
             queries, gallery, labels, first, similarity=similarity, block_size=block_size
         )
         blocks.append(_host_ranking.by_rows(keys, values)[: len(queries) - first])
-    dtype = f"float{8 * keys.keys.dtype.itemsize}"
+        dtype = f"float{8 * keys.keys.dtype.itemsize}"
     means = jnp.asarray(np.concatenate(blocks).mean(axis=0), dtype)
     return _as_report(jax.tree.unflatten(structure, list(means)))
 
 
 def cross_modal_report(
-    audio: Array,
-    visual: Array,
-    labels: Array,
+    audio: ArrayLike,
+    visual: ArrayLike,
+    labels: LabelsLike,
     *,
     similarity: str | Callable[[Array, Array], Array] = "cosine",
     ks: Sequence[int] = (1, 5, 10),

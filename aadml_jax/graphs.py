@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, as_float, as_labels, check_count
+from aadml_jax._arrays import Array, ArrayLike, LabelsLike, as_float, as_labels, check_count
 from aadml_jax._sharding import split_as, split_by_rows, take_rows
 from aadml_jax.similarity import cosine_similarity, cosine_to_itself, same_label
 
@@ -31,7 +31,7 @@ class CorrelationGraph(NamedTuple):
     mask: Array
 
 
-def anchor_rows(rows: Array | None, num_samples: int) -> Array:
+def anchor_rows(rows: ArrayLike | None, num_samples: int) -> Array:
     """The anchors' row numbers as int32 [R], negative ones counted from the end; None is all."""
     if rows is None:
         return jnp.arange(num_samples, dtype=jnp.int32)
@@ -42,7 +42,7 @@ def anchor_rows(rows: Array | None, num_samples: int) -> Array:
     return jnp.where(rows < 0, rows + num_samples, rows)
 
 
-def of_anchors(array: Array, rows: Array | None) -> Array:
+def of_anchors(array: Array, rows: ArrayLike | None) -> Array:
     """The rows [R, ...] of the anchors numbered `rows`; None is all."""
     if rows is None:
         return split_by_rows(array)
@@ -50,13 +50,13 @@ def of_anchors(array: Array, rows: Array | None) -> Array:
 
 
 def correlation_graph(
-    embeddings: Array,
-    labels: Array,
+    embeddings: ArrayLike,
+    labels: LabelsLike,
     *,
     num_neighbors: int,
     same_class: bool = True,
-    rows: Array | None = None,
-    references: Array | None = None,
+    rows: ArrayLike | None = None,
+    references: ArrayLike | None = None,
 ) -> CorrelationGraph:
     """Each anchor's `num_neighbors` most correlated samples, itself included and always first.
 
@@ -96,7 +96,7 @@ def correlation_graph(
     num_samples = embeddings.shape[0]
     anchors = of_anchors(embeddings, rows)
     own_labels = split_as(of_anchors(labels, rows), anchors)
-    rows = split_as(anchor_rows(rows, num_samples), anchors)
+    own_rows = split_as(anchor_rows(rows, num_samples), anchors)
     similarity = cosine_similarity(anchors, embeddings if references is None else references)
 
     # Adding 0 would not do: compilers drop it, and top_k orders -0.0 below 0.0.
@@ -104,7 +104,7 @@ def correlation_graph(
     if same_class:
         candidates = jnp.where(same_label(own_labels, labels), candidates, -jnp.inf)
     if references is None:
-        is_anchor = rows[:, None] == jnp.arange(num_samples, dtype=jnp.int32)[None, :]
+        is_anchor = own_rows[:, None] == jnp.arange(num_samples, dtype=jnp.int32)[None, :]
         candidates = jnp.where(is_anchor, -jnp.inf, candidates)
 
     num_others = min(k - 1, num_samples)
@@ -112,9 +112,9 @@ def correlation_graph(
     found = order != -jnp.inf  # true for NaN: a broken neighbour must show
     padding = ((0, 0), (0, k - 1 - num_others))
     mask = jnp.pad(found, padding)
-    others = jnp.where(mask, jnp.pad(others.astype(jnp.int32), padding), rows[:, None])
-    indices = jnp.concatenate([rows[:, None], others], axis=1)
-    mask = jnp.concatenate([jnp.ones_like(rows, dtype=bool)[:, None], mask], axis=1)
+    others = jnp.where(mask, jnp.pad(others.astype(jnp.int32), padding), own_rows[:, None])
+    indices = jnp.concatenate([own_rows[:, None], others], axis=1)
+    mask = jnp.concatenate([jnp.ones_like(own_rows, dtype=bool)[:, None], mask], axis=1)
     weights = jnp.where(mask, jnp.take_along_axis(similarity, indices, axis=1), 0)
     if references is not None:
         weights = weights.at[:, 0].set(cosine_to_itself(anchors))

@@ -8,10 +8,12 @@ values per row, None returns them.
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, ReduceFn, as_embeddings, reduce_rows
+from aadml_jax._arrays import Array, ArrayLike, ReduceFn, as_embeddings, reduce_rows
 
 
-def squared_label_loss(outputs: Array, targets: Array, *, reduce_fn: ReduceFn = jnp.mean) -> Array:
+def squared_label_loss(
+    outputs: ArrayLike, targets: ArrayLike, *, reduce_fn: ReduceFn = jnp.mean
+) -> Array:
     """Squared Euclidean distance of each output to its one-hot or multi-hot label.
 
     L_i = Σ_c (P_ic − y_ic)². This library's reading of the paper, which does not publish its label
@@ -37,7 +39,7 @@ def squared_label_loss(outputs: Array, targets: Array, *, reduce_fn: ReduceFn = 
 
 
 def cross_entropy_label_loss(
-    outputs: Array, targets: Array, *, reduce_fn: ReduceFn = jnp.mean
+    outputs: ArrayLike, targets: ArrayLike, *, reduce_fn: ReduceFn = jnp.mean
 ) -> Array:
     """Cross-entropy of the softmax; the classes of a clip share its target equally.
 
@@ -67,7 +69,7 @@ def cross_entropy_label_loss(
     return reduce_rows(-jnp.sum(surprises, axis=1), reduce_fn)
 
 
-def _as_rows(outputs: Array, targets: Array) -> tuple[Array, Array]:
+def _as_rows(outputs: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]:
     outputs, targets = as_embeddings(outputs, targets)
     if outputs.shape != targets.shape:
         raise ValueError(

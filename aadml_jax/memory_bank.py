@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, as_labels, check_count
+from aadml_jax._arrays import Array, ArrayLike, LabelsLike, as_labels, check_count
 from aadml_jax._sharding import split_as, take_rows
 
 
@@ -67,7 +67,7 @@ def init_memory(size: int, dim: int) -> Memory:
     )
 
 
-def update_memory(memory: Memory, embeddings: Array, labels: Array) -> Memory:
+def update_memory(memory: Memory, embeddings: ArrayLike, labels: LabelsLike) -> Memory:
     """The memory with a batch in the place of its oldest samples.
 
     Args:

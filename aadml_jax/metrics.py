@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aadml_jax import _host_ranking, _measures
-from aadml_jax._arrays import Array, ReduceFn, as_mask, as_pairs, reduce_rows
+from aadml_jax._arrays import Array, ArrayLike, ReduceFn, as_mask, as_pairs, reduce_rows
 
 
 def _rounds(scores: Any) -> bool:
@@ -49,7 +49,7 @@ def _rounds(scores: Any) -> bool:
         return False
     if jnp.issubdtype(scores.dtype, jnp.integer):
         return scores.dtype.itemsize >= 4
-    if scores.dtype != np.float64 or jax.config.jax_enable_x64:
+    if scores.dtype != np.float64 or jax.dtypes.canonicalize_dtype(np.float64) == np.float64:
         return False
     with np.errstate(over="ignore"):
         return not np.array_equal(scores, scores.astype(np.float32), equal_nan=True)
@@ -99,10 +99,10 @@ def _per_query(
 
 
 def average_precision(
-    scores: Array,
-    relevance: Array,
+    scores: ArrayLike,
+    relevance: ArrayLike,
     *,
-    where: Array | None = None,
+    where: ArrayLike | None = None,
     ties: str = "stable",
     reduce_fn: ReduceFn = None,
 ) -> Array:
@@ -133,7 +133,7 @@ def average_precision(
 
 
 def mean_average_precision(
-    scores: Array, relevance: Array, *, where: Array | None = None, ties: str = "stable"
+    scores: ArrayLike, relevance: ArrayLike, *, where: ArrayLike | None = None, ties: str = "stable"
 ) -> Array:
     """MAP: `average_precision` averaged over all queries, those without relevant items included.
 
@@ -157,7 +157,11 @@ def mean_average_precision(
 
 
 def prefix_average_precision(
-    scores: Array, relevance: Array, *, where: Array | None = None, reduce_fn: ReduceFn = None
+    scores: ArrayLike,
+    relevance: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    reduce_fn: ReduceFn = None,
 ) -> Array:
     """The running AP averaged over *every* cut-off; not the standard AP, and usually higher.
 
@@ -183,11 +187,11 @@ def prefix_average_precision(
 
 
 def precision_at(
-    scores: Array,
-    relevance: Array,
+    scores: ArrayLike,
+    relevance: ArrayLike,
     *,
     k: int,
-    where: Array | None = None,
+    where: ArrayLike | None = None,
     ties: str = "stable",
     reduce_fn: ReduceFn = None,
 ) -> Array:
@@ -215,11 +219,11 @@ def precision_at(
 
 
 def recall_at(
-    scores: Array,
-    relevance: Array,
+    scores: ArrayLike,
+    relevance: ArrayLike,
     *,
     k: int,
-    where: Array | None = None,
+    where: ArrayLike | None = None,
     ties: str = "stable",
     reduce_fn: ReduceFn = None,
 ) -> Array:

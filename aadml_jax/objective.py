@@ -26,7 +26,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, as_labels, as_same_float, check_scalar, rows_of_share
+from aadml_jax._arrays import (
+    Array,
+    ArrayLike,
+    LabelsLike,
+    as_labels,
+    as_same_float,
+    check_scalar,
+    rows_of_share,
+)
 from aadml_jax._sharding import gathered, split_alike
 from aadml_jax.anchor_aware import ATTENTIONS, anchor_aware_proxies, check_neighbors
 from aadml_jax.label_losses import cross_entropy_label_loss
@@ -62,10 +70,10 @@ class AnchorAware:
         0, or a k below 1 or beyond `max_neighbors`.
     """
 
-    num_neighbors: int | Array = 3
+    num_neighbors: ArrayLike = 3
     attention: str = "neighbor"
     same_class: bool = True
-    temperature: float | Array = 1.0
+    temperature: ArrayLike = 1.0
     neighbors_from: str = "own"
     neighbor_gradient: bool = True
     role: str = "in_place"
@@ -107,17 +115,17 @@ _PROXY_ANCHOR = functools.partial(proxy_anchor_loss, margin=0.1, alpha=4.0)
 
 
 def aadml_objective(
-    audio: Array,
-    visual: Array,
-    labels: Array,
+    audio: ArrayLike,
+    visual: ArrayLike,
+    labels: LabelsLike,
     *,
     metric_loss: MetricLoss = _TRIPLET,
     compare: Compare = cosine_distance,
     label_loss: LabelLoss = cross_entropy_label_loss,
     proxies: AnchorAware | None = _PAPERS_PROXIES,
     intra_modal: bool = False,
-    label_weight: float | Array = 1.0,
-    metric_weight: float | Array = 1.0,
+    label_weight: ArrayLike = 1.0,
+    metric_weight: ArrayLike = 1.0,
     axis_name: str | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The AADML objective of a batch of label-space outputs.
@@ -181,17 +189,17 @@ def aadml_objective(
 
 
 def class_proxy_objective(
-    audio: Array,
-    visual: Array,
-    labels: Array,
+    audio: ArrayLike,
+    visual: ArrayLike,
+    labels: LabelsLike,
     *,
     metric_loss: MetricLoss = _PROXY_ANCHOR,
-    class_proxies: Array | None = None,
+    class_proxies: ArrayLike | None = None,
     compare: Compare = cosine_similarity,
     label_loss: LabelLoss = cross_entropy_label_loss,
     proxies: AnchorAware | None = _PAPERS_PROXIES,
-    label_weight: float | Array = 1.0,
-    metric_weight: float | Array = 1.0,
+    label_weight: ArrayLike = 1.0,
+    metric_weight: ArrayLike = 1.0,
     axis_name: str | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The objective with a loss whose rows are class proxies, such as `proxy_anchor_loss`.
@@ -274,7 +282,9 @@ class _Batch(NamedTuple):
         return jax.tree.map(gather, rows)
 
 
-def _gathered(audio: Array, visual: Array, labels: Array, axis_name: str | None) -> _Batch:
+def _gathered(
+    audio: ArrayLike, visual: ArrayLike, labels: LabelsLike, axis_name: str | None
+) -> _Batch:
     audio, visual = as_same_float(audio, visual)
     is_matrix = audio.ndim == 2
     labels = as_labels(labels, num_classes=audio.shape[1] if is_matrix else None)
@@ -331,9 +341,13 @@ def _references(batch: _Batch, modality: str, proxies: AnchorAware | None) -> Ar
     return _proxies(batch, modality, proxies, all_rows=True)
 
 
+def _sum(values: Iterable[Array]) -> Array:
+    return jnp.asarray(sum(values))
+
+
 def _mean(values: Iterable[Array]) -> Array:
     values = list(values)
-    return sum(values) / len(values)
+    return _sum(values) / len(values)
 
 
 def _label_terms(batch: _Batch, label_loss: LabelLoss) -> dict[str, Array]:
@@ -343,8 +357,8 @@ def _label_terms(batch: _Batch, label_loss: LabelLoss) -> dict[str, Array]:
 def _total(
     label_terms: Mapping[str, Array],
     metric_terms: Mapping[str, Array],
-    label_weight: float | Array,
-    metric_weight: float | Array,
+    label_weight: ArrayLike,
+    metric_weight: ArrayLike,
     axis_name: str | None,
 ) -> tuple[Array, dict[str, Array]]:
     """The weighted sum of all terms, and its parts."""
@@ -354,9 +368,9 @@ def _total(
     if axis_name is not None:
         # All shares are of one size, so the mean of their means is the mean over the batch.
         label_terms, metric_terms = jax.lax.pmean((label_terms, metric_terms), axis_name)
-    label_sum = sum(label_terms.values())
-    metric_sum = sum(metric_terms.values())
-    total = label_weight * label_sum + metric_weight * metric_sum
+    label_sum = _sum(label_terms.values())
+    metric_sum = _sum(metric_terms.values())
+    total = label_sum * label_weight + metric_sum * metric_weight
     parts = {
         "loss": total,
         "label_loss": label_sum,

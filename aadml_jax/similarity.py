@@ -14,11 +14,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, as_embeddings, as_labels
+from aadml_jax._arrays import Array, ArrayLike, LabelsLike, as_embeddings, as_labels
 from aadml_jax._sharding import gathered, split_by_rows
 
 
-def _as_queries_and_gallery(a: Array, b: Array) -> tuple[Array, Array]:
+def _as_queries_and_gallery(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     a, b = as_embeddings(a, b)
     return split_by_rows(a), gathered(b)
 
@@ -44,7 +44,7 @@ def _unit_rows(x: Array) -> Array:
     return scaled / jnp.sqrt(jnp.where(is_zero, 1, squares))
 
 
-def cosine_similarity(a: Array, b: Array) -> Array:
+def cosine_similarity(a: ArrayLike, b: ArrayLike) -> Array:
     """Cosine of the angle between each row of `a` and each row of `b`.
 
     s_ij = a_i · b_j / (‖a_i‖ ‖b_j‖), in [−1, 1] up to rounding.
@@ -155,7 +155,7 @@ def _log_same_class(a: Array, b: Array) -> Array:
     return jax.lax.cond(jnp.any(is_tiny), with_tiny, from_products)
 
 
-def posterior_similarity(a: Array, b: Array) -> Array:
+def posterior_similarity(a: ArrayLike, b: ArrayLike) -> Array:
     """Log probability that two samples are of one class, by the softmax of each row.
 
     s_ij = log Σ_c p(c | i) p(c | j), p(· | i) = softmax(a_i), in [−∞, 0]. Where the softmaxes are
@@ -192,7 +192,7 @@ def posterior_similarity(a: Array, b: Array) -> Array:
     return _log_same_class(a, b)
 
 
-def cosine_distance(a: Array, b: Array) -> Array:
+def cosine_distance(a: ArrayLike, b: ArrayLike) -> Array:
     """1 − `cosine_similarity(a, b)`, in [0, 2] up to rounding; 1 from or to a zero row.
 
     Args:
@@ -279,7 +279,7 @@ def _root_of_squares_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]
     return distances, half * jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, divisors))
 
 
-def squared_euclidean_distance(a: Array, b: Array) -> Array:
+def squared_euclidean_distance(a: ArrayLike, b: ArrayLike) -> Array:
     """Σ_c (a_ic − b_jc)², summed over the differences themselves.
 
     The usual ‖a‖² + ‖b‖² − 2 a·b is a matrix product, but loses every digit for points much closer
@@ -301,7 +301,7 @@ def squared_euclidean_distance(a: Array, b: Array) -> Array:
     return _sum_of_squared_differences(*_as_queries_and_gallery(a, b))
 
 
-def euclidean_distance(a: Array, b: Array) -> Array:
+def euclidean_distance(a: ArrayLike, b: ArrayLike) -> Array:
     """Square root of `squared_euclidean_distance(a, b)`.
 
     Args:
@@ -319,7 +319,7 @@ def euclidean_distance(a: Array, b: Array) -> Array:
     return _root_of_squares(*_as_queries_and_gallery(a, b))
 
 
-def same_label(a: Array, b: Array) -> Array:
+def same_label(a: LabelsLike, b: LabelsLike) -> Array:
     """Which references carry a label of the anchor: the usual `relevance`.
 
     Args:
@@ -360,14 +360,14 @@ def same_label(a: Array, b: Array) -> Array:
     return a[:, None] == b[None, :]
 
 
-DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
+DISTANCES: dict[str, Callable[[ArrayLike, ArrayLike], Array]] = {
     "cosine": cosine_distance,
     "euclidean": euclidean_distance,
     "squared_euclidean": squared_euclidean_distance,
 }
 """Distances that a metric loss may take, by name."""
 
-SIMILARITIES: dict[str, Callable[[Array, Array], Array]] = {
+SIMILARITIES: dict[str, Callable[[ArrayLike, ArrayLike], Array]] = {
     "cosine": cosine_similarity,
     "posterior": posterior_similarity,
 }

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from aadml_jax._arrays import (
     Array,
+    ArrayLike,
     ReduceFn,
     as_pairs,
     as_scalar,
@@ -14,12 +15,12 @@ from aadml_jax._arrays import (
 
 
 def circle_loss(
-    similarities: Array,
-    relevance: Array,
+    similarities: ArrayLike,
+    relevance: ArrayLike,
     *,
-    margin: float | Array = 0.4,
-    gamma: float | Array = 80.0,
-    where: Array | None = None,
+    margin: ArrayLike = 0.4,
+    gamma: ArrayLike = 80.0,
+    where: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> Array:
     """Pairs far from their optimum are moved faster: each similarity has a pace of its own.

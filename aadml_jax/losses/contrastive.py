@@ -3,15 +3,23 @@
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, ReduceFn, as_pairs, as_scalar, masked_row_mean, reduce_rows
+from aadml_jax._arrays import (
+    Array,
+    ArrayLike,
+    ReduceFn,
+    as_pairs,
+    as_scalar,
+    masked_row_mean,
+    reduce_rows,
+)
 
 
 def contrastive_loss(
-    distances: Array,
-    relevance: Array,
+    distances: ArrayLike,
+    relevance: ArrayLike,
     *,
-    margin: float | Array = 1.0,
-    where: Array | None = None,
+    margin: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> Array:
     """Pulls positives to distance 0 and pushes negatives beyond the margin.
@@ -53,12 +61,12 @@ def contrastive_loss(
 
 
 def margin_loss(
-    distances: Array,
-    relevance: Array,
+    distances: ArrayLike,
+    relevance: ArrayLike,
     *,
-    margin: float | Array = 0.2,
-    beta: float | Array = 1.2,
-    where: Array | None = None,
+    margin: ArrayLike = 0.2,
+    beta: ArrayLike = 1.2,
+    where: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> Array:
     """Wants positives within beta − margin and negatives beyond beta + margin.

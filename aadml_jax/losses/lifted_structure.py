@@ -3,15 +3,23 @@
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, ReduceFn, as_pairs, as_scalar, reduce_rows, row_logsumexp
+from aadml_jax._arrays import (
+    Array,
+    ArrayLike,
+    ReduceFn,
+    as_pairs,
+    as_scalar,
+    reduce_rows,
+    row_logsumexp,
+)
 
 
 def lifted_structure_loss(
-    distances: Array,
-    relevance: Array,
+    distances: ArrayLike,
+    relevance: ArrayLike,
     *,
-    margin: float | Array = 1.0,
-    where: Array | None = None,
+    margin: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> Array:
     """Smooth maximum of the positives' distances against the smooth minimum of the negatives'.

@@ -3,16 +3,24 @@
 import jax
 import jax.numpy as jnp
 
-from aadml_jax._arrays import Array, ReduceFn, as_pairs, as_scalar, masked_row_mean, reduce_rows
+from aadml_jax._arrays import (
+    Array,
+    ArrayLike,
+    ReduceFn,
+    as_pairs,
+    as_scalar,
+    masked_row_mean,
+    reduce_rows,
+)
 from aadml_jax._ordering import count_below, last_key, order_keys
 
 
 def semihard_triplet_loss(
-    distances: Array,
-    relevance: Array,
+    distances: ArrayLike,
+    relevance: ArrayLike,
     *,
-    margin: float | Array = 1.0,
-    where: Array | None = None,
+    margin: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> Array:
     """For each positive, the nearest negative that is farther than it, else the farthest negative.
@@ -71,11 +79,11 @@ def semihard_triplet_loss(
 
 
 def hard_triplet_loss(
-    distances: Array,
-    relevance: Array,
+    distances: ArrayLike,
+    relevance: ArrayLike,
     *,
-    margin: float | Array = 1.0,
-    where: Array | None = None,
+    margin: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> Array:
     """The hardest triplet of each anchor: its farthest positive against its nearest negative.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from aadml_jax._arrays import (
     Array,
+    ArrayLike,
     ReduceFn,
     as_pairs,
     as_scalar,
@@ -15,13 +16,13 @@ from aadml_jax._arrays import (
 
 
 def multi_similarity_loss(
-    similarities: Array,
-    relevance: Array,
+    similarities: ArrayLike,
+    relevance: ArrayLike,
     *,
-    alpha: float | Array = 2.0,
-    beta: float | Array = 50.0,
-    base: float | Array = 0.5,
-    where: Array | None = None,
+    alpha: ArrayLike = 2.0,
+    beta: ArrayLike = 50.0,
+    base: ArrayLike = 0.5,
+    where: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> Array:
     """Weighs every pair by its own similarity and by those of the other pairs of its row.
@@ -71,12 +72,12 @@ def multi_similarity_loss(
 
 
 def proxy_anchor_loss(
-    similarities: Array,
-    relevance: Array,
+    similarities: ArrayLike,
+    relevance: ArrayLike,
     *,
-    margin: float | Array = 0.1,
-    alpha: float | Array = 32.0,
-    where: Array | None = None,
+    margin: ArrayLike = 0.1,
+    alpha: ArrayLike = 32.0,
+    where: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> Array:
     """Class proxies as anchors: each pulls the samples of its class and pushes all others.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from aadml_jax._arrays import (
     Array,
+    ArrayLike,
     ReduceFn,
     as_pairs,
     as_scalar,
@@ -98,11 +99,11 @@ def _missing_precision_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Arra
 
 
 def smooth_ap_loss(
-    similarities: Array,
-    relevance: Array,
+    similarities: ArrayLike,
+    relevance: ArrayLike,
     *,
-    temperature: float | Array = 0.01,
-    where: Array | None = None,
+    temperature: ArrayLike = 0.01,
+    where: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> Array:
     """1 − average precision, with a sigmoid in place of every comparison of two scores.

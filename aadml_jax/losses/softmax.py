@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from aadml_jax._arrays import (
     Array,
+    ArrayLike,
     ReduceFn,
     as_pairs,
     as_scalar,
@@ -15,7 +16,7 @@ from aadml_jax._arrays import (
 )
 
 
-def _logits(similarities: Array, temperature: float | Array, valid: Array) -> Array:
+def _logits(similarities: Array, temperature: ArrayLike, valid: Array) -> Array:
     """Similarities over temperature, each row moved so that its largest logit is 0.
 
     The losses do not feel such a move; rounding does, since the differences count.
@@ -27,11 +28,11 @@ def _logits(similarities: Array, temperature: float | Array, valid: Array) -> Ar
 
 
 def ntxent_loss(
-    similarities: Array,
-    relevance: Array,
+    similarities: ArrayLike,
+    relevance: ArrayLike,
     *,
-    temperature: float | Array = 0.07,
-    where: Array | None = None,
+    temperature: ArrayLike = 0.07,
+    where: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> Array:
     """Normalised temperature-scaled cross entropy: each positive alone against all negatives.
@@ -76,11 +77,11 @@ def ntxent_loss(
 
 
 def supcon_loss(
-    similarities: Array,
-    relevance: Array,
+    similarities: ArrayLike,
+    relevance: ArrayLike,
     *,
-    temperature: float | Array = 0.1,
-    where: Array | None = None,
+    temperature: ArrayLike = 0.1,
+    where: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> Array:
     """Supervised contrastive loss: positives share one softmax with each other and all negatives.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from aadml_jax._arrays import (
     Array,
+    ArrayLike,
     ReduceFn,
     as_pairs,
     as_scalar,
@@ -94,11 +95,11 @@ def _mean_hinge_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 
 def triplet_loss(
-    distances: Array,
-    relevance: Array,
+    distances: ArrayLike,
+    relevance: ArrayLike,
     *,
-    margin: float | Array = 1.0,
-    where: Array | None = None,
+    margin: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
     reduce_fn: ReduceFn = jnp.mean,
 ) -> Array:
     """Mean hinge over *all* triplets (anchor, positive, negative) of each anchor.

@@ -25,7 +25,7 @@ class MeanAndSpread(NamedTuple):
 
     mean: float
     std: float | None
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]  # hides the tuple's method
 
 
 class PairedDifference(NamedTuple):
@@ -41,7 +41,7 @@ class PairedDifference(NamedTuple):
     mean: float
     low: float | None
     high: float | None
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]  # hides the tuple's method
 
 
 def mean_and_spread(values: Sequence[float]) -> MeanAndSpread:
@@ -86,7 +86,7 @@ def paired_difference(
         )
     if not 0 < confidence < 1:
         raise UserError(f"a confidence of {confidence} is not between 0 and 1; 0.95 is usual")
-    mean, std, count = mean_and_spread(sample - reference)
+    mean, std, count = mean_and_spread((sample - reference).tolist())
     if std is None:
         return PairedDifference(mean, None, None, count)
     half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * std / count**0.5

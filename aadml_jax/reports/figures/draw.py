@@ -56,7 +56,7 @@ def draw_curves(panels: Sequence[Panel], *, share_y: bool = False) -> "Figure":
                 ax.set_xscale("log")
             for curve in panel.curves:
                 look = looks[curve.label]
-                if curve.low is not None:
+                if curve.low is not None and curve.high is not None:
                     ax.fill_between(
                         curve.x, curve.low, curve.high, color=look["color"], alpha=0.18, lw=0
                     )
@@ -292,10 +292,11 @@ def draw_intervals(
                 if difference is None:
                     continue
                 mean, low, high, _ = difference
-                is_clear = low is not None and (low > 0 or high < 0)
-                if low is not None:
+                fill = PAPER
+                if low is not None and high is not None:
                     ax.plot([low, high], [row, row], color=PALETTE[0], lw=1.7)
-                fill = PALETTE[0] if is_clear else PAPER
+                    if low > 0 or high < 0:
+                        fill = PALETTE[0]
                 ax.plot(mean, row, ls="", marker="o", mec=PALETTE[0], mfc=fill)
             ax.set_yticks(np.arange(len(labels)), labels if ax is axes[0] else [])
             ax.set_ylim(len(labels) - 0.4, -0.6)

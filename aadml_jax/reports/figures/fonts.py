@@ -30,7 +30,8 @@ def add_missing_fonts(figure: "Figure") -> None:
     from matplotlib.text import Text
 
     for ax in figure.axes:  # the ticks' labels are made when they are asked for
-        ax.get_xticklabels(), ax.get_yticklabels()
+        ax.get_xticklabels()
+        ax.get_yticklabels()
     lacking = [
         (text, characters) for text in figure.findobj(Text) if (characters := _lacking(text))
     ]

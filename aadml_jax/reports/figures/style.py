@@ -77,7 +77,7 @@ def own_style() -> Iterator[None]:
         # Told once for all figures by `add_missing_fonts`.
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(_STYLE)  # pyright: ignore  # its stubs list the known keys
         yield
 
 
@@ -88,13 +88,14 @@ def grid(
     if not count:
         raise UserError("a figure needs one panel at least; leave it out where there is none")
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = min(count, _MOST_COLUMNS)
     rows = math.ceil(count / columns)
     figure = Figure(
-        figsize=(panel_size[0] * columns, panel_size[1] * rows + 0.4), layout="constrained"
+        figsize=(panel_size[0] * columns, panel_size[1] * rows + 0.4),
+        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06),
     )
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y).ravel().tolist()
     for unused in axes[count:]:
         unused.remove()

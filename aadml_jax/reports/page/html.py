@@ -144,7 +144,7 @@ def page(
 
 
 def _part(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return resources.files("aadml_jax.reports.page").joinpath(name).read_text(encoding="utf-8")
 
 
 def _number_class(is_number: bool) -> str:

@@ -83,7 +83,7 @@ def add_plane_section(
     ]
     section.figure(
         "embeddings",
-        draw_scatter(panels, class_names=[class_names[number] for number in shown]),
+        draw_scatter(panels, class_names=[class_names[int(number)] for number in shown]),
         f"Embeddings of {len(drawn)} clips by t-SNE and by principal components, audio as circles, "
         "visual as triangles, classes by colour.",
     )

@@ -3,8 +3,9 @@
 import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from aadml_jax.errors import UserError
@@ -139,7 +140,7 @@ def _direction(
     names: tuple[str, str],
     num_classes: int,
     *,
-    similarity: Callable[[Any, Any], Any],
+    similarity: Callable[[np.ndarray, np.ndarray], jax.Array],
     count: int,
     top: int,
 ) -> _Direction:
@@ -164,8 +165,8 @@ def _direction(
 
     def results(rows: np.ndarray) -> list[QueryResults]:
         return [
-            first_results(int(row), average_precisions[row], *pair, top=top)
-            for row, *pair in zip(rows, *scores_and_relevance(rows), strict=True)
+            first_results(int(row), average_precisions[row], scores, relevance, top=top)
+            for row, scores, relevance in zip(rows, *scores_and_relevance(rows), strict=True)
         ]
 
     best, worst = map(results, best_and_worst_rows(average_precisions, count=count))
@@ -206,9 +207,9 @@ def _add_classes(
     section.figure(
         "map-by-class",
         draw_bars(
-            [class_names[number] for number in shown],
+            [class_names[int(number)] for number in shown],
             {
-                direction.name: values[shown]
+                direction.name: values[shown].tolist()
                 for direction, values in zip(directions, maps, strict=True)
             },
             title="",
@@ -237,8 +238,8 @@ def _add_confusions(
     report: Report, directions: Sequence[_Direction], class_names: Sequence[str]
 ) -> None:
     section = report.section("What is taken for what")
-    matrices = [direction.retrieved for direction in directions]
-    if matrices[0] is None or matrices[1] is None:
+    matrices = [direction.retrieved for direction in directions if direction.retrieved is not None]
+    if not matrices:
         section.text(
             "Left out: clips of several classes have no single class that could be taken for "
             "another."
@@ -250,7 +251,7 @@ def _add_confusions(
     )
     filled = np.flatnonzero(~np.isnan(matrices[0][:, 0]))
     if len(filled) <= _MOST_CELLS_A_SIDE:
-        names = [class_names[number] for number in filled]
+        names = [class_names[int(number)] for number in filled]
         for direction, matrix in zip(directions, matrices, strict=True):
             section.figure(
                 f"retrieved-classes-{direction.key}",
@@ -355,4 +356,4 @@ def _results_text(query: QueryResults, classes: Sequence[str]) -> str:
 
 def _class_text(label: np.ndarray, class_names: Sequence[str]) -> str:
     numbers = np.flatnonzero(label) if label.ndim else [label]
-    return " + ".join(class_names[number] for number in numbers)
+    return " + ".join(class_names[int(number)] for number in numbers)

@@ -6,7 +6,6 @@ equal scores rank in gallery order unless `ties="expected"` is said. Labels are 
 or multi-hot, bool [N, C].
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,7 +130,7 @@ def retrieved_class_shares(
     for first in range(0, len(scores), rows_at_once):
         order = np.argsort(-scores[first : first + rows_at_once], axis=1, kind="stable")
         for row, ranked in enumerate(order, start=first):
-            depth = sizes[queries[row]] if k is None else k
+            depth = int(sizes[queries[row]]) if k is None else k
             if depth:
                 weights = np.ones(depth)
                 if ties == "expected":
@@ -195,7 +194,7 @@ def mean_by_class(values: np.ndarray, labels: np.ndarray, num_classes: int) -> n
         raise ValueError(f"values {values.shape} and labels {labels.shape} differ in their rows")
     _require_classes(labels, num_classes)
     rows, classes = np.nonzero(labels) if labels.ndim == 2 else (np.arange(len(labels)), labels)
-    is_known = ~np.isnan(values).reshape(len(values), -1).any(axis=1)[rows]
+    is_known = ~np.any(np.isnan(values).reshape(len(values), -1), axis=1)[rows]
     rows, classes = rows[is_known], classes[is_known]
     totals = np.zeros((num_classes, *values.shape[1:]))
     np.add.at(totals, classes, values[rows])
@@ -232,11 +231,15 @@ def best_and_worst_queries(
     scores, relevance = _as_scores(scores), np.asarray(relevance, bool)
     if relevance.shape != scores.shape:
         raise ValueError(f"relevance {relevance.shape} does not fit scores {scores.shape}")
-    best, worst = best_and_worst_rows(average_precisions, count=count, where=relevance.any(axis=1))
+    best, worst = best_and_worst_rows(
+        average_precisions, count=count, where=np.any(relevance, axis=1)
+    )
 
-    def results(rows: Sequence[int]) -> list[QueryResults]:
+    def results(rows: np.ndarray) -> list[QueryResults]:
         return [
-            first_results(int(row), average_precisions[row], scores[row], relevance[row], top=top)
+            first_results(
+                int(row), float(average_precisions[row]), scores[row], relevance[row], top=top
+            )
             for row in rows
         ]
 
@@ -261,8 +264,9 @@ def best_and_worst_rows(
     """
     values = np.asarray(average_precisions, np.float64)
     rows = np.arange(len(values)) if where is None else np.flatnonzero(where)
-    if values.ndim != 1 or (where is not None and np.shape(where) != values.shape):
-        raise ValueError(f"AP {values.shape} and where {np.shape(where)} must both be [N]")
+    where_shape = values.shape if where is None else np.shape(where)
+    if values.ndim != 1 or where_shape != values.shape:
+        raise ValueError(f"AP {values.shape} and where {where_shape} must both be [N]")
     if count < 1:
         raise ValueError(f"count must be at least 1; got {count}")
     if np.isnan(values).any():
@@ -274,7 +278,7 @@ def best_and_worst_rows(
 
 def first_results(
     query: int,
-    average_precision: float,
+    average_precision: float | np.floating,
     scores: np.ndarray,
     relevance: np.ndarray,
     *,
