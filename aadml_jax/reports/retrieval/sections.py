@@ -165,7 +165,7 @@ def _direction(
 
     def results(rows: np.ndarray) -> list[QueryResults]:
         return [
-            first_results(int(row), average_precisions[row], scores, relevance, top=top)
+            first_results(int(row), float(average_precisions[row]), scores, relevance, top=top)
             for row, scores, relevance in zip(rows, *scores_and_relevance(rows), strict=True)
         ]
 

@@ -231,15 +231,12 @@ def best_and_worst_queries(
     scores, relevance = _as_scores(scores), np.asarray(relevance, bool)
     if relevance.shape != scores.shape:
         raise ValueError(f"relevance {relevance.shape} does not fit scores {scores.shape}")
-    best, worst = best_and_worst_rows(
-        average_precisions, count=count, where=np.any(relevance, axis=1)
-    )
+    has_relevant = np.any(relevance, axis=1)
+    best, worst = best_and_worst_rows(average_precisions, count=count, where=has_relevant)
 
     def results(rows: np.ndarray) -> list[QueryResults]:
         return [
-            first_results(
-                int(row), float(average_precisions[row]), scores[row], relevance[row], top=top
-            )
+            first_results(int(row), average_precisions[row], scores[row], relevance[row], top=top)
             for row in rows
         ]
 
@@ -278,7 +275,7 @@ def best_and_worst_rows(
 
 def first_results(
     query: int,
-    average_precision: float | np.floating,
+    average_precision: float,
     scores: np.ndarray,
     relevance: np.ndarray,
     *,
