@@ -236,7 +236,9 @@ def best_and_worst_queries(
 
     def results(rows: np.ndarray) -> list[QueryResults]:
         return [
-            first_results(int(row), average_precisions[row], scores[row], relevance[row], top=top)
+            first_results(
+                int(row), float(average_precisions[row]), scores[row], relevance[row], top=top
+            )
             for row in rows
         ]
 
