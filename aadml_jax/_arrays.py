@@ -334,14 +334,14 @@ def check_count(
     return count
 
 
-def rows_of_share(share: int, axis_name: str | None) -> Array:
-    """Numbers in the whole batch of the rows that this device holds: int32 [share].
+def global_row_numbers(num_local_rows: int, axis_name: str | None) -> Array:
+    """Numbers in the whole batch of this device's local rows: int32 [num_local_rows].
 
     Args:
-      share: how many rows each device holds, in the order of the devices.
+      num_local_rows: how many rows each device holds, in the order of the devices.
       axis_name: of `jax.shard_map` or `jax.pmap`; None where one program holds all rows.
     """
-    rows = jnp.arange(share, dtype=jnp.int32)
+    rows = jnp.arange(num_local_rows, dtype=jnp.int32)
     if axis_name is None:
         return rows
-    return rows + share * jax.lax.axis_index(axis_name).astype(jnp.int32)
+    return rows + num_local_rows * jax.lax.axis_index(axis_name).astype(jnp.int32)

@@ -203,10 +203,10 @@ def sharded_cross_modal_report(
     report.
 
     Args:
-      audio: the device's share of the audio embeddings [S, D].
-      visual: its share of the visual embeddings [S, D] of the same clips.
-      labels: its share of the class numbers [S] or multi-hot labels [S, C].
-      where: bool [S], False for what only fills up the share; at least one clip must count.
+      audio: the device's shard of the audio embeddings [S, D].
+      visual: its shard of the visual embeddings [S, D] of the same clips.
+      labels: its shard of the class numbers [S] or multi-hot labels [S, C].
+      where: bool [S], False for what only pads the shard; at least one clip must count.
       axis_name: of `jax.shard_map` or `jax.pmap`.
       similarity: `"cosine"` or `"posterior"`.
       ks: cut-offs of precision@k and recall@k, each at most the number of clips that count.

@@ -68,7 +68,7 @@ def correlation_graph(
       labels: class numbers [N] or multi-hot [N, C]; unused with `same_class=False`.
       num_neighbors: k ≥ 1, static. Figure 4 of the paper runs 1 to 7.
       same_class: whether only samples that share a class with the anchor can be neighbours.
-      rows: int [R] in −N … N − 1, the anchors to build lists for (a device's share of the batch,
+      rows: int [R] in −N … N − 1, the anchors to build lists for (a device's shard of the batch,
         say); default all N. Numbers outside are not checked, and give no meaningful row.
       references: the other modality of the same samples [N, D], if neighbours are sought there:
         places from 1 on then number its rows, of which the anchor's own is one like any other.

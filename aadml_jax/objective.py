@@ -33,7 +33,7 @@ from aadml_jax._arrays import (
     as_labels,
     as_same_float,
     check_scalar,
-    rows_of_share,
+    global_row_numbers,
 )
 from aadml_jax._sharding import gathered, split_alike
 from aadml_jax.anchor_aware import ATTENTIONS, anchor_aware_proxies, check_neighbors
@@ -130,7 +130,7 @@ def aadml_objective(
 ) -> tuple[Array, dict[str, Array]]:
     """The AADML objective of a batch of label-space outputs.
 
-    Split over devices, each gives its equal share of the batch, in order, and the axis: outputs and
+    Split over devices, each gives its equal shard of the batch, in order, and the axis: outputs and
     labels are gathered, so that graph, proxies and losses see the whole batch, and each device
     computes the rows of its own anchors. The result is that of the whole batch on every device. So
     is the gradient, once it is averaged over the axis by `jax.lax.pmean`.
@@ -152,7 +152,7 @@ def aadml_objective(
         directions; there the anchor's own column is left out by `where`.
       label_weight: factor of the label losses, at least 0.
       metric_weight: factor of the metric losses, at least 0.
-      axis_name: of `jax.shard_map` or `jax.pmap`, where each device holds its share of the batch.
+      axis_name: of `jax.shard_map` or `jax.pmap`, where each device holds its shard of the batch.
 
     Returns:
       The scalar, and its parts as scalars: `loss` (the scalar again), `label_loss` and
@@ -302,7 +302,7 @@ def _gathered(
     else:
         targets = labels.astype(bool).astype(audio.dtype)
     own = {"audio": audio, "visual": visual}
-    rows = rows_of_share(audio.shape[0], axis_name)
+    rows = global_row_numbers(audio.shape[0], axis_name)
     local = _Batch(own, labels, targets, own, labels, targets, rows, axis_name)
     whole, all_labels, all_targets = local.gather((own, labels, targets))
     return local._replace(whole=whole, labels=all_labels, targets=all_targets)
@@ -366,7 +366,7 @@ def _total(
     check_scalar(label_weight, dtype, "label_weight", least=0)
     check_scalar(metric_weight, dtype, "metric_weight", least=0)
     if axis_name is not None:
-        # All shares are of one size, so the mean of their means is the mean over the batch.
+        # All shards are of one size, so the mean of their means is the mean over the batch.
         label_terms, metric_terms = jax.lax.pmean((label_terms, metric_terms), axis_name)
     label_sum = _sum(label_terms.values())
     metric_sum = _sum(metric_terms.values())

@@ -119,7 +119,7 @@ def make_prepare(
 def put_on_device(dataset: RetrievalDataset) -> None:
     """Reads, standardises and places the training rows, as a run does before its first step."""
     data, placement = load_local_data(dataset), one_device()
-    jax.block_until_ready(placement.put_rows(data.train, data.num_train))
+    jax.block_until_ready(placement.shard(data.train, data.num_train))
 
 
 def make_epoch(dataset: RetrievalDataset, batch_size: int, *, streamed: bool) -> Callable:

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from aadml_jax.errors import UserError, one_line
-from aadml_jax.training.processes import from_primary, is_primary, largest_of_all_processes
+from aadml_jax.training.processes import allreduce_max, broadcast, fail_together, is_primary
 from aadml_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -145,7 +145,7 @@ class Checkpoints:
         self.wait()
         step = self._best_step()
         mean_map = np.nan if step is None else self._mean_maps[step]
-        step, mean_map = from_primary([np.int64(step or 0), np.float64(mean_map)])
+        step, mean_map = broadcast([np.int64(step or 0), np.float64(mean_map)])
         return None if np.isnan(mean_map) else (int(step), float(mean_map))
 
     def _best_step(self) -> int | None:
@@ -166,22 +166,19 @@ class Checkpoints:
           UserError: in every process, if checkpoints exist but none can be read, or they are of
             another shape.
         """
-        restored, failure = None, None
-        if self._manager is not None:
-            try:
-                restored = self._newest(template)
-            except UserError as error:
-                failure = error
-        if largest_of_all_processes(failure is not None):
-            raise failure or UserError(
-                f"{self._folder}: the first process of this run cannot restore a checkpoint; its "
-                "own message says why"
-            )
-        if not largest_of_all_processes(restored is not None):
+        restored = fail_together(
+            lambda: self._newest(template),
+            f"{self._folder}: the first process of this run cannot restore a checkpoint; its own "
+            "message says why",
+        )
+        if not allreduce_max(restored is not None):
             return None
-        return self._shared(restored, template)
+        return self._broadcast(restored, template)
 
     def _newest(self, template: TrainState) -> tuple[TrainState, Progress] | None:
+        """What `restore_latest` returns, in the primary process; None in the others."""
+        if self._manager is None:
+            return None
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             if step in self._damaged:
@@ -197,15 +194,15 @@ class Checkpoints:
             )
         return None
 
-    def _shared(
+    def _broadcast(
         self, restored: tuple[TrainState, Progress] | None, template: TrainState
     ) -> tuple[TrainState, Progress]:
-        """What the primary process restored, in all processes."""
+        """What the primary process restored, in every process."""
         empty = _like(template), Progress(0, 0.0, None)
         state, progress = restored or empty
         mean_map = np.nan if progress.mean_map is None else progress.mean_map
         leaves, structure = jax.tree.flatten(state)
-        *leaves, epoch, seconds, mean_map = from_primary(
+        *leaves, epoch, seconds, mean_map = broadcast(
             [*leaves, np.int64(progress.epoch), np.float64(progress.seconds), np.float64(mean_map)]
         )
         progress = Progress(

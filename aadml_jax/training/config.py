@@ -120,7 +120,7 @@ class RecipeConfig:
     )
     batch_size: int | None = setting(
         None,
-        f"rows per step, a multiple of the devices that share them; default {DEFAULT_BATCH_SIZE}, "
+        f"rows per step, a multiple of the number of devices; default {DEFAULT_BATCH_SIZE}, "
         "or all training rows if fewer",
         bounds=COUNT,
     )

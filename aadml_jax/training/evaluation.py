@@ -125,14 +125,16 @@ def make_evaluate(
       rows: audio, visual and labels of this process's rows of the split, on the host; the labels
         int [n] or bool [n, C].
       num_rows: rows of the split in all processes.
-      placement: devices to share the queries, each ranking the whole gallery; default one.
+      placement: devices over which the queries are sharded, each ranking the whole gallery; default
+        one.
       similarity: by which retrieval ranks, `"cosine"` or `"posterior"`.
     """
     ks = tuple(k for k in _CUT_OFFS if k <= num_rows)
     if placement is not None and len(placement.devices) > 1:
-        shares = placement.split((*rows, np.ones(len(rows[2]), bool)), num_rows)
-        report_of_shares = _report_of_shares(placement, model, ks, similarity)
-        return lambda params: _as_floats(report_of_shares(placement.replicate(params), *shares))
+        placement = placement.under_jit()
+        shards = placement.shard((*rows, np.ones(len(rows[2]), bool)), num_rows)
+        sharded_report = _sharded_report(placement, model, ks, similarity)
+        return lambda params: _as_floats(sharded_report(placement.replicate(params), *shards))
 
     audio, visual = jax.device_put(rows[:2])
 
@@ -144,7 +146,7 @@ def make_evaluate(
 
 
 @functools.cache
-def _report_of_shares(
+def _sharded_report(
     placement: Placement, model: TwoTowers, ks: tuple[int, ...], similarity: str
 ) -> Callable[..., dict[str, Any]]:
     def report(

@@ -1,9 +1,9 @@
-"""What one process holds of a data set: its devices' rows, standardised, and facts of the whole."""
+"""The local rows of a data set, those of a process's own devices, and facts about all rows."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -23,14 +23,15 @@ from aadml_jax.data import (
 from aadml_jax.errors import UserError
 from aadml_jax.training.parallel import Placement, one_device
 from aadml_jax.training.processes import (
-    from_all_processes,
-    largest_of_all_processes,
+    allgather,
+    allgather_rows,
+    allreduce_max,
+    fail_together,
     require_agreement,
-    rows_from_all_processes,
 )
 from aadml_jax.training.step import Batch
 
-_Result = TypeVar("_Result")
+_FAILED_ELSEWHERE = "another process of this run cannot read its rows; its own message says why"
 # Columns that a message names.
 _LISTED_COLUMNS = 8
 
@@ -70,11 +71,11 @@ def load_local_data(
     standardized: bool = True,
     streamed: bool = False,
 ) -> LocalData:
-    """Reads this process's share of the rows; every process must call this.
+    """Reads this process's local rows; every process must call this.
 
     Args:
       dataset: the data; features that are stored are read for these rows only.
-      placement: over devices, which share the rows in order; default one.
+      placement: the devices over which the rows are sharded, in order; default one.
       standardized: whether by the statistics of the training rows, or not at all.
       streamed: leave the training rows where they are stored.
 
@@ -102,12 +103,14 @@ def load_local_data(
         "give all of them the same data",
     )
     splits = {"train": dataset.train, "test": dataset.test}
-    own = {name: placement.own_rows(len(split)) for name, split in splits.items()}
-    counts = {name: rows.stop - rows.start for name, rows in own.items()}
-    parts = {name: _part(split, own[name]) for name, split in splits.items()}
+    local = {name: placement.local_rows(len(split)) for name, split in splits.items()}
+    counts = {name: rows.stop - rows.start for name, rows in local.items()}
+    parts = {name: _part(split, local[name]) for name, split in splits.items()}
     # What is not streamed is read once and for all.
     for name in ("test",) if streamed else ("train", "test"):
-        parts[name] = _agreed(lambda name=name: parts[name].take(slice(None)))
+        parts[name] = fail_together(
+            lambda name=name: parts[name].take(slice(None)), _FAILED_ELSEWHERE
+        )
     facts = dataset.prepared or _measured(dataset, parts, counts)
     statistics, limit = facts.standardization, facts.limit
     if not standardized:
@@ -118,13 +121,12 @@ def load_local_data(
         features = standardize(parts[name], statistics, limit=limit)
         return Batch(*(getattr(features, field)[: counts[name]] for field in Batch._fields))
 
-    held = {
-        "train": dataset.train if streamed else _agreed(lambda: batch("train")),
-        "test": _agreed(lambda: batch("test")),
-    }
-    description = None if not standardized else _described(facts, held, limit)
+    train = dataset.train if streamed else fail_together(lambda: batch("train"), _FAILED_ELSEWHERE)
+    test = fail_together(lambda: batch("test"), _FAILED_ELSEWHERE)
+    description = None if not standardized else _described(facts, train, test, limit)
     return LocalData(
-        **held,
+        train=train,
+        test=test,
         num_train=len(dataset.train),
         num_classes=dataset.num_classes,
         test_labels=dataset.test.labels,
@@ -148,19 +150,19 @@ def load_local_data(
 
 
 def _described(
-    facts: PreparedFacts, held: Mapping[str, Batch | StoredFeatures], limit: float | None
+    facts: PreparedFacts, train: Batch | StoredFeatures, test: Batch, limit: float | None
 ) -> dict[str, Any]:
     """What a run records of its standardisation."""
     is_limited: bool | None = False
     if limit is not None:
         is_limited = any(
             bool((np.abs(features) == limit).any())
-            for batch in held.values()
+            for batch in (train, test)
             if isinstance(batch, Batch)
             for features in (batch.audio, batch.visual)
         )
-        is_limited = bool(largest_of_all_processes(is_limited))
-        if not is_limited and isinstance(held["train"], StoredFeatures):
+        is_limited = bool(allreduce_max(is_limited))
+        if not is_limited and isinstance(train, StoredFeatures):
             is_limited = None  # of rows that are streamed it is not known
     constant = {}
     for name, columns in zip(("audio", "visual"), facts.nearly_constant, strict=True):
@@ -261,17 +263,18 @@ def _measured(
     counts: Mapping[str, int],
 ) -> PreparedFacts:
     """Facts of all rows, from the parts of all processes."""
-    digests = _agreed(
-        lambda: [parts[name].row_digests()[: counts[name]] for name in ("train", "test")]
+    digests = fail_together(
+        lambda: [parts[name].row_digests()[: counts[name]] for name in ("train", "test")],
+        _FAILED_ELSEWHERE,
     )
 
     def sum_over_all(compute: Sums) -> list[np.ndarray]:
-        sums = _agreed(compute)
+        sums = fail_together(compute, _FAILED_ELSEWHERE)
         if not counts["train"]:
             sums = [np.zeros_like(total) for total in sums]
-        return [from_all_processes(total).sum(axis=0) for total in sums]
+        return [allgather(total).sum(axis=0) for total in sums]
 
-    digests = list(map(rows_from_all_processes, digests))
+    digests = list(map(allgather_rows, digests))
     measured = measure_standardization(parts["train"], len(dataset.train), sum_over_all)
     return PreparedFacts(
         dataset.fingerprint_of(*digests),
@@ -280,17 +283,3 @@ def _measured(
         measured.nearly_constant,
         LARGEST_DEVIATION,
     )
-
-
-def _agreed(load: Callable[[], _Result]) -> _Result:
-    """The result, if every process has one: a process that stopped alone would leave the others."""
-    result, failure = None, None
-    try:
-        result = load()
-    except UserError as error:
-        failure = error
-    if largest_of_all_processes(failure is not None):
-        raise failure or UserError(
-            "another process of this run cannot read its rows; its own message says why"
-        )
-    return result

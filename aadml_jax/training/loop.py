@@ -16,7 +16,7 @@ from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import DIRECTIONS, make_evaluate, retrieval_result
 from aadml_jax.training.local_data import LocalData
 from aadml_jax.training.parallel import Placement, one_device
-from aadml_jax.training.processes import largest_of_all_processes
+from aadml_jax.training.processes import allreduce_max
 from aadml_jax.training.reporting import ProgressDisplay, TensorBoard
 from aadml_jax.training.run_folder import (
     CONFIG_FILE,
@@ -79,7 +79,7 @@ def run_training(
     """
     require_same_folder(folder)
     left = left_by_a_run(folder.path)
-    if largest_of_all_processes(bool(left) or has_checkpoints(folder.path)):
+    if allreduce_max(bool(left) or has_checkpoints(folder.path)):
         _require_same_run(folder.path, config, data.description)
     # Optax adds whole numbers to floats.
     with jax.numpy_dtype_promotion("standard"), Checkpoints(folder.path) as checkpoints:
@@ -122,7 +122,7 @@ class _Run:
         if restored is not None:
             self.state, self.progress = restored
         self.lost_its_checkpoints = left if restored is None else []
-        self.state = placement.put_whole(self.state)
+        self.state = placement.replicate(self.state, donated=True)
         begun = -(-self.step // self.steps_per_epoch)
         if begun > config.launch.epochs:
             raise UserError(

@@ -1,12 +1,13 @@
 """Placement over devices: which device holds which rows, and how a step is compiled for all.
 
-The rows of a data set are split over the devices in order, equally many on each; the state is
-replicated. A step's batch is global: its rows are drawn from all, and each device then computes
-those anchors that are its share of the batch, against the references of the whole batch. So the
-number of devices and the mode change no result beyond rounding.
+The rows of a data set are sharded over the devices in order, equally many on each; the state is
+replicated. A step's batch is global: its rows are drawn from all shards, and each device computes
+the anchors of its shard of the batch against the references of the whole batch. So the number of
+devices and the mode change no result beyond rounding.
 
-- `jit`: one program over all devices; XLA's partitioner splits it by the sharding of the arrays.
-- `shard_map`, `pmap`: the program of one device, with explicit collectives over the axis.
+- `jit`: one program over all devices; XLA's partitioner splits it by the sharding of the arrays,
+  except for the objective, which `jax.shard_map` maps over the devices.
+- `pmap`: the program of one device, with explicit collectives over the axis.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from aadml_jax._arrays import Array
 from aadml_jax.errors import UserError
 
-MODES = ("auto", "jit", "pmap", "shard_map")
+MODES = ("auto", "jit", "pmap")
 AXIS = "rows"
 
 
@@ -33,7 +34,7 @@ class Placement:
 
     Attributes:
       devices: at least one of each process; those of one process follow upon each other.
-      mode: `"jit"`, `"pmap"` or `"shard_map"`; `"auto"` stands for jit.
+      mode: `"jit"` or `"pmap"`; `"auto"` stands for jit.
     """
 
     devices: tuple[jax.Device, ...]
@@ -57,7 +58,7 @@ class Placement:
     @property
     def axis_name(self) -> str | None:
         """Name of the axis that a step reduces over by itself; None where XLA partitions it."""
-        return AXIS if self.mode in ("pmap", "shard_map") else None
+        return AXIS if self.mode == "pmap" else None
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -79,8 +80,8 @@ class Placement:
                 f"{choices}"
             )
 
-    def own_rows(self, num_rows: int) -> slice:
-        """Which of N rows, split over the devices in order, this process holds.
+    def local_rows(self, num_rows: int) -> slice:
+        """Which of N rows, sharded over the devices in order, this process holds.
 
         Args:
           num_rows: N.
@@ -88,47 +89,53 @@ class Placement:
         Returns:
           A slice of 0 … N; empty where the rows end before this process's devices.
         """
-        share = -(-num_rows // len(self.devices))
-        own = self._own_places()
-        return slice(min(own.start * share, num_rows), min(own.stop * share, num_rows))
+        size = self._shard_size(num_rows)
+        local = self._local_places()
+        return slice(min(local.start * size, num_rows), min(local.stop * size, num_rows))
 
-    def split(self, arrays: Any, num_rows: int, rows_axis: int = 0) -> Any:
-        """Rows split over the devices in equal shares, the last ones filled up with zeros.
+    def shard(self, arrays: Any, num_rows: int, rows_axis: int = 0) -> Any:
+        """Rows in equal shards on the devices, the last ones padded with zeros.
 
         Args:
-          arrays: this process's rows, those of `own_rows`, as host arrays.
+          arrays: this process's rows, those of `local_rows`, as host arrays.
           num_rows: N of all processes.
           rows_axis: axis along which the rows lie.
+
+        Returns:
+          The arrays in the form that `compile` takes.
         """
+        if self.mode == "pmap":
+            return self._stack_shards(arrays, num_rows, rows_axis)
+        if len(self.devices) == 1:
+            return jax.device_put(arrays, self.devices[0])
         sharding = NamedSharding(self.mesh, _spec(rows_axis))
-        share = -(-num_rows // len(self.devices))
+        size = self._shard_size(num_rows)
 
         def place(array: np.ndarray) -> Array:
-            filled = self._filled(array, share, rows_axis)
-            whole = list(filled.shape)
-            whole[rows_axis] = share * len(self.devices)
-            return jax.make_array_from_process_local_data(sharding, filled, tuple(whole))
+            padded = self._padded(array, size, rows_axis)
+            shape = list(padded.shape)
+            shape[rows_axis] = size * len(self.devices)
+            return jax.make_array_from_process_local_data(sharding, padded, tuple(shape))
 
         return jax.tree.map(place, arrays)
 
-    def put_rows(self, arrays: Any, num_rows: int, rows_axis: int = 0) -> Any:
-        """What `split` makes, in the form that `compile` takes."""
-        if self.mode == "pmap":
-            own = self.devices[self._own_places()]
-            sharding = NamedSharding(jax.sharding.Mesh(np.array(own), (AXIS,)), P(AXIS))
-            share = -(-num_rows // len(self.devices))
+    def _stack_shards(self, arrays: Any, num_rows: int, rows_axis: int) -> Any:
+        """The form of `jax.pmap`: this process's shards along a new first axis."""
+        local = self.devices[self._local_places()]
+        sharding = NamedSharding(jax.sharding.Mesh(np.array(local), (AXIS,)), P(AXIS))
+        size = self._shard_size(num_rows)
 
-            def stack(array: np.ndarray) -> Array:
-                filled = self._filled(array, share, rows_axis)
-                shares = np.split(filled, len(own), axis=rows_axis)
-                return jax.device_put(np.stack(shares), sharding)
+        def stack(array: np.ndarray) -> Array:
+            padded = self._padded(array, size, rows_axis)
+            shards = np.split(padded, len(local), axis=rows_axis)
+            return jax.device_put(np.stack(shards), sharding)
 
-            return jax.tree.map(stack, arrays)
-        if len(self.devices) == 1:
-            return jax.device_put(arrays, self.devices[0])
-        return self.split(arrays, num_rows, rows_axis)
+        return jax.tree.map(stack, arrays)
 
-    def _own_places(self) -> slice:
+    def _shard_size(self, num_rows: int) -> int:
+        return -(-num_rows // len(self.devices))
+
+    def _local_places(self) -> slice:
         """Places of this process's devices, which follow upon each other."""
         here = jax.process_index()
         places = [
@@ -136,55 +143,57 @@ class Placement:
         ]
         return slice(places[0], places[-1] + 1)
 
-    def _filled(self, array: np.ndarray, share: int, rows_axis: int) -> np.ndarray:
-        own = self._own_places()
-        missing = (own.stop - own.start) * share - array.shape[rows_axis]
+    def _padded(self, array: np.ndarray, shard_size: int, rows_axis: int) -> np.ndarray:
+        local = self._local_places()
+        missing = (local.stop - local.start) * shard_size - array.shape[rows_axis]
         if not missing:
             return array
-        filling = [(0, 0)] * array.ndim
-        filling[rows_axis] = (0, missing)
-        return np.pad(array, filling)
+        padding = [(0, 0)] * array.ndim
+        padding[rows_axis] = (0, missing)
+        return np.pad(array, padding)
 
-    def replicate(self, tree: Any) -> Any:
-        """A pytree of arrays, whole on every device; not to be donated.
+    def replicate(self, tree: Any, *, donated: bool = False) -> Any:
+        """A pytree of arrays, whole on every device, in the form that `compile` takes.
 
         What is there already stays where it is, and what is whole on some device is copied from
-        there, without the host. So the result may share its memory with `tree`.
+        there, without the host. `jax.pmap` replicates by itself: its form is the tree as it is, as
+        is that of a single device.
+
+        Args:
+          tree: the arrays, on the host or on any devices.
+          donated: whether the result is to be donated. On several devices it is then a copy;
+            otherwise it may share its memory with `tree`.
         """
+        if self.mode == "pmap" or len(self.devices) == 1:
+            return tree
         sharding = NamedSharding(self.mesh, P())
-        own = self.devices[self._own_places()]
+        local = self.devices[self._local_places()]
 
         def place(leaf: Any) -> Array:
-            if not isinstance(leaf, jax.Array) or not leaf.is_fully_replicated:
+            if donated or not isinstance(leaf, jax.Array) or not leaf.is_fully_replicated:
                 return _place(np.asarray(leaf), sharding)
             if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
                 return leaf
             there = {shard.device: shard.data for shard in leaf.addressable_shards}
             nearest = next(iter(there.values()))
-            copies = jax.device_put([there.get(device, nearest) for device in own], list(own))
+            copies = jax.device_put([there.get(device, nearest) for device in local], list(local))
             return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
 
         return _map_leaves(place, tree)
 
-    def put_whole(self, tree: Any) -> Any:
-        """A pytree of arrays, whole on every device, in the form that `compile` takes.
-
-        On several devices it is a copy, which may be donated.
-        """
-        if self.mode == "pmap" or len(self.devices) == 1:
-            return tree
-        sharding = NamedSharding(self.mesh, P())
-        return _map_leaves(lambda leaf: _place(np.asarray(leaf), sharding), tree)
+    def under_jit(self) -> "Placement":
+        """The same devices with arrays sharded for jit, as evaluation needs them in any mode."""
+        return dataclasses.replace(self, mode="jit")
 
     def take(self, data: Any, rows: Array) -> Any:
-        """Within the compiled step: the given rows of what `put_rows` made, as this mode has them.
+        """Within the compiled step: the given rows of what `shard` made, as this mode has them.
 
         Args:
-          data: pytree of arrays; for `axis_name` the device's own share of them.
+          data: pytree of arrays; with `axis_name` the device's own shard of them.
           rows: int32 [B], global row numbers, B a multiple of the number of devices.
 
         Returns:
-          Arrays [B, ...], or with `axis_name` the device's share of them [B / devices, ...].
+          Arrays [B, ...], or with `axis_name` the device's shard of them [B / devices, ...].
         """
         if len(self.devices) == 1:
             return jax.tree.map(lambda array: array[rows], data)
@@ -194,21 +203,21 @@ class Placement:
                 lambda array: jax.lax.with_sharding_constraint(array[rows], sharding), data
             )
 
-        def from_owners(share: Array) -> Array:
+        def from_owners(shard: Array) -> Array:
             # Each row lies on one device; the others add zeros, so the sum is exact.
-            places = rows - jax.lax.axis_index(AXIS) * len(share)
-            is_own = (places >= 0) & (places < len(share))
-            taken = share[jnp.clip(places, 0, len(share) - 1)]
-            is_own = is_own.reshape(-1, *[1] * (share.ndim - 1))
+            places = rows - jax.lax.axis_index(AXIS) * len(shard)
+            is_own = (places >= 0) & (places < len(shard))
+            taken = shard[jnp.clip(places, 0, len(shard) - 1)]
+            is_own = is_own.reshape(-1, *[1] * (shard.ndim - 1))
             total = jax.lax.psum_scatter(jnp.where(is_own, taken, 0), AXIS, tiled=True)
-            return total.astype(share.dtype)  # bool is added up as integers
+            return total.astype(shard.dtype)  # bool is added up as integers
 
         return jax.tree.map(from_owners, data)
 
     def compile(self, function: Callable[..., Any], rows_axis: int = 0) -> Callable[..., Any]:
         """Compiles `function(data, keys, state, steps)`, which returns the next state.
 
-        The data come from `put_rows` with the same `rows_axis`; all else is replicated. The memory
+        The data come from `shard` with the same `rows_axis`; all else is replicated. The memory
         of the state may be reused.
         """
         if self.mode == "pmap":
@@ -219,43 +228,39 @@ class Placement:
                 out_axes=None,
                 devices=self.devices,
             )
-        rows, whole = _spec(rows_axis), P()
-        if self.mode == "shard_map":
-            function = jax.shard_map(
-                function, mesh=self.mesh, in_specs=(rows, whole, whole, whole), out_specs=whole
-            )
-        elif len(self.devices) == 1:
+        if len(self.devices) == 1:
             # Said outright, since a state that is not yet bound to the device would compile the
             # program once more.
             here = jax.sharding.SingleDeviceSharding(self.devices[0])
             return jax.jit(function, donate_argnums=2, in_shardings=here, out_shardings=here)
-        rows, whole = NamedSharding(self.mesh, rows), NamedSharding(self.mesh, whole)
+        rows = NamedSharding(self.mesh, _spec(rows_axis))
+        replicated = NamedSharding(self.mesh, P())
         return jax.jit(
             function,
             donate_argnums=2,
-            in_shardings=(rows, whole, whole, whole),
-            out_shardings=whole,
+            in_shardings=(rows, replicated, replicated, replicated),
+            out_shardings=replicated,
         )
 
-    def over_shares(self, function: Callable[..., Any], shares: Any, whole: Any = None) -> Any:
+    def map_shards(self, function: Callable[..., Any], shards: Any, replicated: Any = None) -> Any:
         """Within the compiled step: a function of rows whose value is the same on every device.
 
         XLA's partitioner, left to itself, gathers whole matrices for a search within their rows;
         under jit the function is therefore mapped over the devices by hand.
 
         Args:
-          function: `function(shares, whole, axis_name=…)`, with a device's share of the rows.
-          shares: pytree of arrays [B, ...] as `take` gives them.
-          whole: pytree of arrays that every device has.
+          function: `function(shard, replicated, axis_name=…)`, with a device's shard of the rows.
+          shards: pytree of arrays [B, ...] as `take` gives them.
+          replicated: pytree of arrays that every device has.
         """
         if self.axis_name is not None or len(self.devices) == 1:
-            return function(shares, whole, axis_name=self.axis_name)
+            return function(shards, replicated, axis_name=self.axis_name)
         return jax.shard_map(
             functools.partial(function, axis_name=AXIS),
             mesh=self.mesh,
             in_specs=(P(AXIS), P()),
             out_specs=P(),
-        )(shares, whole)
+        )(shards, replicated)
 
 
 def _map_leaves(place: Callable[[Any], Array], tree: Any) -> Any:

@@ -1,10 +1,11 @@
-"""What the processes of a run tell each other; with one process, nothing.
+"""Collectives between the processes of a run; with one process they communicate nothing.
 
 Every function but `is_primary` must be called by all processes, in the same order.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -12,19 +13,21 @@ from jax.experimental import multihost_utils
 
 from aadml_jax.errors import UserError
 
+_Result = TypeVar("_Result")
+
 
 def is_primary() -> bool:
     """Whether this process is the one that writes and prints for all."""
     return jax.process_index() == 0
 
 
-def largest_of_all_processes(number: int) -> int:
-    """What all processes then agree on."""
-    return int(from_all_processes(np.int32(number)).max())
+def allreduce_max(number: int) -> int:
+    """The largest of the numbers of all processes."""
+    return int(allgather(np.int32(number)).max())
 
 
-def from_all_processes(array: np.ndarray) -> np.ndarray:
-    """The arrays of all processes, of the same shape and dtype in each, stacked in their order."""
+def allgather(array: np.ndarray) -> np.ndarray:
+    """Every process's array, [...] of one shape and dtype, stacked in process order: [P, ...]."""
     array = np.asarray(array)
     if jax.process_count() == 1:
         return array[None]
@@ -34,8 +37,8 @@ def from_all_processes(array: np.ndarray) -> np.ndarray:
     return gathered.reshape(-1).view(array.dtype).reshape(-1, *array.shape)
 
 
-def from_primary(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The arrays of the primary process, in all; theirs must have the same shapes and dtypes."""
+def broadcast(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The primary process's arrays in every process; all pass the same shapes and dtypes."""
     arrays = [np.asarray(array) for array in arrays]
     if jax.process_count() == 1:
         return arrays
@@ -46,6 +49,28 @@ def from_primary(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         part.copy().view(array.dtype).reshape(array.shape)
         for part, array in zip(np.split(content, ends[:-1]), arrays, strict=True)
     ]
+
+
+def fail_together(load: Callable[[], _Result], failure_elsewhere: str) -> _Result:
+    """The result of `load`, if every process has one.
+
+    A process that stopped alone would leave the others waiting for it.
+
+    Args:
+      load: called once; what it returns is this process's own.
+      failure_elsewhere: message where another process failed.
+
+    Raises:
+      UserError: in every process, if `load` raised one in any: its own where it failed.
+    """
+    result, failure = None, None
+    try:
+        result = load()
+    except UserError as error:
+        failure = error
+    if allreduce_max(failure is not None):
+        raise failure or UserError(failure_elsewhere)
+    return result
 
 
 def require_agreement(values: Mapping[str, object], remedy: str) -> None:
@@ -64,16 +89,16 @@ def require_agreement(values: Mapping[str, object], remedy: str) -> None:
         value if isinstance(value, bytes) else repr(value).encode() for value in values.values()
     )
     digests = [hashlib.blake2b(content, digest_size=8) for content in contents]
-    own = np.frombuffer(b"".join(digest.digest() for digest in digests), np.uint64)
-    differs = (from_all_processes(own) != from_primary([own])[0]).any(axis=0)
+    local = np.frombuffer(b"".join(digest.digest() for digest in digests), np.uint64)
+    differs = (allgather(local) != broadcast([local])[0]).any(axis=0)
     for name, is_odd in zip(values, differs, strict=True):
         if is_odd:
             raise UserError(f"{name} differs between the processes of this run; {remedy}")
 
 
-def rows_from_all_processes(rows: np.ndarray) -> np.ndarray:
-    """The rows of all processes, [own, ...] in each, one after the other."""
-    counts = from_all_processes(np.int64(len(rows)))
+def allgather_rows(rows: np.ndarray) -> np.ndarray:
+    """The local rows of all processes, [n, ...] with n of each its own, concatenated: [N, ...]."""
+    counts = allgather(np.int64(len(rows)))
     filled = np.pad(rows, [(0, counts.max() - len(rows))] + [(0, 0)] * (rows.ndim - 1))
-    gathered = from_all_processes(filled)
+    gathered = allgather(filled)
     return np.concatenate([part[:count] for part, count in zip(gathered, counts, strict=True)])

@@ -18,7 +18,7 @@ import numpy as np
 from aadml_jax._files import held_lock, local_path, written_as_a_whole
 from aadml_jax._version import __version__
 from aadml_jax.errors import UserError
-from aadml_jax.training.processes import from_primary, largest_of_all_processes
+from aadml_jax.training.processes import allreduce_max, broadcast
 
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
@@ -127,8 +127,8 @@ def require_same_folder(folder: RunFolder) -> None:
       UserError: in every process, if one does not.
     """
     number = np.int64(folder.mark() if folder.is_writer else 0)
-    (expected,) = from_primary([number])
-    if largest_of_all_processes(folder.read_mark() != expected):
+    (expected,) = broadcast([number])
+    if allreduce_max(folder.read_mark() != expected):
         raise UserError(
             f"--workdir={folder.path} must be one folder that all processes of the run see; put it "
             "on a file system that they share"

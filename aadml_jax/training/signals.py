@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from aadml_jax.errors import RunStopped
-from aadml_jax.training.processes import largest_of_all_processes
+from aadml_jax.training.processes import allreduce_max
 
 # Terminals, batch systems and cloud machines send one of many before they kill: a closed connection
 # is SIGHUP; Slurm and Grid Engine send SIGUSR1, SIGUSR2, SIGXCPU or whatever a user chose. So all
@@ -47,7 +47,7 @@ class StopSignal:
 
     def agreed_name(self) -> str | None:
         """Name of a signal that any process of the run got; all of them must ask together."""
-        number = largest_of_all_processes(self._number)
+        number = allreduce_max(self._number)
         return _name_of(number) if number else None
 
     @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 Runs that differ only in numbers (`VARYING`) are trained in step by `vmap`, each with the keys,
 batches and dropout masks that it would have alone: a run of a program has the metrics of the same
-run by itself, up to rounding. Several devices share the runs among them.
+run by itself, up to rounding. The runs are divided among several devices.
 """
 
 import dataclasses
@@ -103,7 +103,7 @@ class StackedRuns:
         Args:
           recipes: resolved configurations of one kind, see `program_key`.
           data: from `load_local_data`, all rows in this process.
-          devices: which share the runs.
+          devices: over which the runs are divided.
         """
         self.recipe, self.data = recipes[0], data
         self.model = build_model(self.recipe, data.num_classes)
@@ -138,7 +138,7 @@ class StackedRuns:
         )
 
     def _objective(self, values: dict[str, Any]) -> Objective:
-        """A run's objective, from its share of the values that vary."""
+        """A run's objective, from its own values of those that vary."""
         changes = {name: values[name] for name in _IN_OBJECTIVE if name in values}
         if "loss_parameters" in changes:
             changes["loss_parameters"] = {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aadml_jax._arrays import Array, check_count, rows_of_share
+from aadml_jax._arrays import Array, check_count, global_row_numbers
 from aadml_jax._random import fixed_generator
 from aadml_jax.models import TwoTowers
 from aadml_jax.objective import Objective
@@ -42,7 +42,7 @@ def make_train_step(
       optimizer: applied to the objective's gradient.
       objective: of the outputs, see `Objective`.
       placement: over the devices; default one. Where it has an `axis_name`, the step takes a
-        device's share of the batch, in order, and returns the next state of the whole batch.
+        device's shard of the batch, in order, and returns the next state of the whole batch.
     """
     placement = placement or one_device()
 
@@ -59,11 +59,11 @@ def make_train_step(
                 batch.audio,
                 batch.visual,
                 train=True,
-                rows=rows_of_share(batch.labels.shape[0], placement.axis_name),
+                rows=global_row_numbers(batch.labels.shape[0], placement.axis_name),
                 rngs={"dropout": jax.random.fold_in(dropout_key, state.step)},
             )
             outputs = Batch(audio, visual, batch.labels)
-            return placement.over_shares(objective_of_outputs, outputs, params.get("class_proxies"))
+            return placement.map_shards(objective_of_outputs, outputs, params.get("class_proxies"))
 
         (_, parts), gradient = jax.value_and_grad(objective_of_params, has_aux=True)(state.params)
         if placement.axis_name is not None:
@@ -127,7 +127,7 @@ def make_run_steps(
 
     # Data and keys are arguments, not constants: the cached program then serves every seed.
     compiled = placement.compile(run_steps)
-    data, keys = placement.put_rows(data, num_rows), placement.put_whole(keys)
+    data, keys = placement.shard(data, num_rows), placement.replicate(keys)
 
     def run_within_epoch(state: TrainState, num_steps: int) -> TrainState:
         num_steps = check_steps(int(state.step), num_steps, steps_per_epoch)

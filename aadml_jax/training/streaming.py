@@ -88,9 +88,9 @@ def make_stream_steps(
     require_grain()
     steps_per_epoch = steps_in_epoch(len(features), batch_size)
     placement.check_batch_size(batch_size)
-    own = placement.own_rows(batch_size)
+    local = placement.local_rows(batch_size)
     row_bytes = 4 * (features.audio_dim + features.visual_dim) + features.labels[:1].nbytes
-    batch_bytes = (own.stop - own.start) * row_bytes
+    batch_bytes = (local.stop - local.start) * row_bytes
     chunk_size = min(_STEPS_PER_CHUNK, steps_per_epoch, max(1, _CHUNK_BYTES // batch_bytes))
 
     def run_chunk(batches: Batch, keys: RunKeys, state: TrainState, span: _Span) -> TrainState:
@@ -104,26 +104,26 @@ def make_stream_steps(
     def order_of(epoch: int) -> np.ndarray:
         return np.asarray(epoch_order(keys, np.int32(epoch), len(features)))
 
-    def read_own(step: int) -> Batch:
+    def read_local(step: int) -> Batch:
         first = step % steps_per_epoch * batch_size
         rows = order_of(step // steps_per_epoch)[first : first + batch_size]
-        read = standardize(features.take(rows[own]), standardization, limit=limit)
+        read = standardize(features.take(rows[local]), standardization, limit=limit)
         return Batch(*(getattr(read, name) for name in Batch._fields))
 
     def chunks_from(step: int) -> Iterator[_Chunk]:
         """Chunks of consecutive steps, each within one epoch."""
-        batches = read_ahead(read_own, range(step, _LAST_STEP), 2 * chunk_size)
+        batches = read_ahead(read_local, range(step, _LAST_STEP), 2 * chunk_size)
         while True:
             count = min(chunk_size, steps_per_epoch - step % steps_per_epoch)
             read = list(itertools.islice(batches, count))
             # One shape for all, so that the program is compiled once.
             read += read[-1:] * (chunk_size - count)
             stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *read)
-            yield _Chunk(step, count, placement.put_rows(stacked, batch_size, rows_axis=1))
+            yield _Chunk(step, count, placement.shard(stacked, batch_size, rows_axis=1))
             step += count
 
     compiled = placement.compile(run_chunk, rows_axis=1)
-    device_keys = placement.put_whole(keys)
+    device_keys = placement.replicate(keys)
     chunks: Iterator[_Chunk] = iter(())
     chunk: _Chunk | None = None
 

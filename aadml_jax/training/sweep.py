@@ -190,7 +190,7 @@ def run_program(
       probes: what is measured, by name.
       folder: where the runs' state is kept about every minute, for the caller to remove; None
         keeps nothing.
-      devices: share the runs; default all of this process.
+      devices: over which the runs are divided; default all of this process.
       on_epoch: called after each epoch with its number.
 
     Returns:

@@ -290,9 +290,8 @@ def test_a_signal_to_one_process_stops_all_with_the_state_saved(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("mode", ["pmap", "shard_map"])
-def test_every_mode_runs_on_two_processes(two_processes, small, tmp_path, mode):
-    train(tmp_path, *small, f"--parallel={mode}")
+def test_pmap_runs_on_two_processes(two_processes, small, tmp_path):
+    train(tmp_path, *small, "--parallel=pmap")
     assert_same_run(tmp_path, two_processes[0])
 
 

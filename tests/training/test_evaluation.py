@@ -199,7 +199,7 @@ def test_blocks_of_rows_give_the_report_of_all_rows(monkeypatch):
         monkeypatch.setattr(type(model), "apply", noted)
         monkeypatch.setattr(evaluation, "_EMBEDDED_AT_ONCE", block_size)
         jax.clear_caches()
-        evaluation._report_of_shares.cache_clear()
+        evaluation._sharded_report.cache_clear()
         for expected, place in zip(whole, (None, placement), strict=True):
             in_blocks = evaluate(model, params, features, place)
             for side in ("audio_to_visual", "visual_to_audio"):
@@ -208,7 +208,7 @@ def test_blocks_of_rows_give_the_report_of_all_rows(monkeypatch):
             np.testing.assert_allclose(side, expected, rtol=1e-5, atol=1e-6)
         assert set(seen) == {block_size}
         seen.clear()
-    evaluation._report_of_shares.cache_clear()
+    evaluation._sharded_report.cache_clear()
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
@@ -223,14 +223,14 @@ def test_parameters_on_the_devices_stay_there(mode, monkeypatch):
         )
         on_devices = step(np.zeros(4), params)
     else:
-        on_devices = placement.put_whole(params)
+        on_devices = placement.replicate(params, donated=True)
 
     def to_host(*_):
         raise AssertionError("a parameter was placed from the host")
 
     monkeypatch.setattr(parallel, "_place", to_host)
     with jax.transfer_guard_device_to_host("disallow_explicit"):
-        placed = [placement.replicate(tree) for tree in (on_devices, params)]
+        placed = [placement.under_jit().replicate(tree) for tree in (on_devices, params)]
     for leaf, other in zip(*map(jax.tree.leaves, (placed[0], on_devices)), strict=True):
         pointers = [
             [shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards]

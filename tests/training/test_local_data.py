@@ -107,7 +107,7 @@ def test_rows_are_shared_without_gap_or_overlap(monkeypatch):
         owned = []
         for number in range(3):
             monkeypatch.setattr(jax, "process_index", lambda number=number: number)
-            owned += range(num_rows)[placement.own_rows(num_rows)]
+            owned += range(num_rows)[placement.local_rows(num_rows)]
         assert owned == list(range(num_rows))
 
 
@@ -128,7 +128,7 @@ def test_rows_that_both_splits_hold_are_counted():
     assert load_local_data(dataset).description["shared_rows"] == 3
 
 
-def test_a_process_holds_the_classes_of_its_own_rows(monkeypatch):
+def test_a_process_holds_the_classes_of_its_local_rows(monkeypatch):
     labels = {name: RNG.random((rows, 6)) < 0.3 for name, rows in (("train", 9), ("test", 5))}
     for rows in labels.values():
         rows[:, 0] |= ~rows.any(axis=1)
@@ -250,7 +250,7 @@ def test_a_run_goes_on_only_where_its_rows_are_standardised_as_before():
 
 
 def test_a_failure_elsewhere_stops_this_process_too(monkeypatch):
-    monkeypatch.setattr(local_data, "largest_of_all_processes", lambda number: 1)
+    monkeypatch.setattr("aadml_jax.training.processes.allreduce_max", lambda number: 1)
     with pytest.raises(UserError, match="another process of this run cannot read its rows"):
         load_local_data(DATASET)
 

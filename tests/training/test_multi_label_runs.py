@@ -104,7 +104,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_bytes(undisturbed, tmp_path):
 
 def test_four_devices_end_where_one_does(undisturbed, tmp_path):
     folder, _ = undisturbed
-    train(tmp_path, SEVERAL, Placement(tuple(jax.devices()[:4]), "shard_map"))
+    train(tmp_path, SEVERAL, Placement(tuple(jax.devices()[:4]), "pmap"))
     expected = jax.tree.leaves(restored_state(folder).params)
     for leaf, wanted in zip(
         jax.tree.leaves(restored_state(tmp_path).params), expected, strict=True

@@ -59,7 +59,7 @@ def test_a_mark_tells_one_folder_from_another(tmp_path, monkeypatch):
         (tmp_path / "b").mkdir()
         elsewhere = RunFolder(tmp_path / "b", is_writer=False)
         assert elsewhere.read_mark() == 0
-        monkeypatch.setattr(run_folder, "from_primary", lambda arrays: [writer.read_mark()])
+        monkeypatch.setattr(run_folder, "broadcast", lambda arrays: [writer.read_mark()])
         with pytest.raises(UserError, match=r"b must be one folder that all processes of the run"):
             require_same_folder(elsewhere)
 

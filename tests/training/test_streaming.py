@@ -52,7 +52,7 @@ def short_chunks(monkeypatch):
 
 def initial_state(placement):
     state = init_state(CONFIG, num_classes=CLASSES, standardization=STATISTICS)
-    return placement.put_whole(state)
+    return placement.replicate(state, donated=True)
 
 
 def train_step(placement):
@@ -111,7 +111,7 @@ def test_streamed_rows_train_as_held_ones(steps_per_call):
     assert int(state.step) == 12
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap", "shard_map"])
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_devices_share_the_streamed_rows(mode):
     placement = Placement(tuple(jax.devices()[:4]), mode)
     state = run_in_calls(streamed(placement), initial_state(placement), 7, 4)
@@ -119,7 +119,7 @@ def test_devices_share_the_streamed_rows(mode):
 
 
 def test_clips_of_several_classes_are_streamed():
-    placement = Placement(tuple(jax.devices()[:4]), "shard_map")
+    placement = Placement(tuple(jax.devices()[:4]), "pmap")
     run = streamed(placement, stored(labels=MULTI_HOT.labels))
     state = jax.tree.map(np.asarray, run_in_calls(run, initial_state(placement), 7, 4))
     assert_close(state, held(7, MULTI_HOT), 1e-5)
@@ -151,9 +151,9 @@ def test_steps_beyond_the_epoch_are_refused():
 def test_a_process_reads_its_part_of_each_batch_once(monkeypatch):
     seen = []
     placement = one_device()
-    monkeypatch.setattr(Placement, "own_rows", lambda self, num_rows: slice(2, 5))
+    monkeypatch.setattr(Placement, "local_rows", lambda self, num_rows: slice(2, 5))
     monkeypatch.setattr(
-        Placement, "put_rows", lambda self, arrays, *_, **__: jax.tree.map(pad_part, arrays)
+        Placement, "shard", lambda self, arrays, *_, **__: jax.tree.map(pad_part, arrays)
     )
     run_in_calls(streamed(features=stored(seen)), initial_state(placement), 5, 5)
     order = np.asarray(jax.random.permutation(jax.random.fold_in(run_keys(3).shuffle, 0), ROWS))
@@ -168,13 +168,13 @@ def test_a_chunk_holds_no_more_than_its_bytes(monkeypatch):
     shapes = []
     monkeypatch.setattr(streaming, "_STEPS_PER_CHUNK", 16)
     monkeypatch.setattr(streaming, "_CHUNK_BYTES", 4 * BATCH_SIZE * (10 + 1) * 4 - 1)
-    put_rows = Placement.put_rows
+    shard = Placement.shard
 
     def note(self, arrays, *args, **options):
         shapes.append(arrays.audio.shape)
-        return put_rows(self, arrays, *args, **options)
+        return shard(self, arrays, *args, **options)
 
-    monkeypatch.setattr(Placement, "put_rows", note)
+    monkeypatch.setattr(Placement, "shard", note)
     state = run_in_calls(streamed(), initial_state(one_device()), 7, 5)
     assert set(shapes) == {(3, BATCH_SIZE, 4)}
     assert_close(state, held(7), 1e-6)

@@ -151,69 +151,77 @@ def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
             f"{kind.remedy or 'give a CSV list of clips'}"
         )
     lines_of_ids: dict[str, int] = {}
-    reader = None
-    try:
-        with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(_lines(file, path), strict=True)
-            header = [name.strip().lower().replace(" ", "_") for name in next(reader, [])]
-            for column in COLUMNS:
-                if header.count(column) != 1:
-                    sign = _separator(header)
-                    if sign is not None:
-                        raise UserError(
-                            f"{path} is separated by {sign}; save it with commas between the cells"
-                        )
-                    found = "names it twice" if column in header else "does not name it"
-                    raise UserError(
-                        f"{path}: the header needs the column {column} once and {found}; it reads "
-                        f"{','.join(header)[:200] or 'nothing'}, write clip_id,label,split with "
-                        "commas between"
-                    )
-            places = [header.index(column) for column in COLUMNS]
-            for cells in reader:
-                where = f"{path}, line {reader.line_num}"
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise UserError(
-                        f"{where} has {len(cells)} cells, but the header {len(header)}; put cells "
-                        "that hold commas into quotes"
-                    )
-                clip_id, label, split = (cells[place].strip() for place in places)
-                parts = pathlib.PurePosixPath(clip_id).parts
-                if not parts or ".." in parts or clip_id.startswith("/"):
-                    raise UserError(
-                        f"{where}: the clip id {clip_id!r} can be no file name; write one that can"
-                    )
-                if clip_id in lines_of_ids:
-                    raise UserError(
-                        f"{where}: the clip id {clip_id!r} stands in line {lines_of_ids[clip_id]} "
-                        "as well; leave one of them out"
-                    )
-                lines_of_ids[clip_id] = reader.line_num
-                if split not in _SPLITS:
-                    raise UserError(f"{where}: the split {split!r} must be {' or '.join(_SPLITS)}")
-                labels = tuple(part.strip() for part in label.split(";"))
-                if "|" in label or _NUMBERS.fullmatch(label):
-                    raise UserError(
-                        f"{where}: the label {label!r} holds several labels by its looks; they are "
-                        "separated by semicolons, and set --multi_label for them; a class of that "
-                        "name needs another one"
-                    )
-                if "" in labels or not label.isprintable():
-                    raise UserError(
-                        f"{where}: the label {label!r} names no class; write names on one line, "
-                        "semicolons between them"
-                    )
-                yield _Clip(clip_id, labels, split, reader.line_num)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({one_line(error)}); save it as such") from error
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {reader and reader.line_num}: {one_line(error)}; close quotes, or write it anew"
-        ) from error
+    rows = _csv_rows(path)
+    header = [name.strip().lower().replace(" ", "_") for name in next(rows, (0, []))[1]]
+    for column in COLUMNS:
+        if header.count(column) != 1:
+            sign = _separator(header)
+            if sign is not None:
+                raise UserError(
+                    f"{path} is separated by {sign}; save it with commas between the cells"
+                )
+            found = "names it twice" if column in header else "does not name it"
+            raise UserError(
+                f"{path}: the header needs the column {column} once and {found}; it reads "
+                f"{','.join(header)[:200] or 'nothing'}, write clip_id,label,split with "
+                "commas between"
+            )
+    places = [header.index(column) for column in COLUMNS]
+    for line, cells in rows:
+        where = f"{path}, line {line}"
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            raise UserError(
+                f"{where} has {len(cells)} cells, but the header {len(header)}; put cells "
+                "that hold commas into quotes"
+            )
+        clip_id, label, split = (cells[place].strip() for place in places)
+        parts = pathlib.PurePosixPath(clip_id).parts
+        if not parts or ".." in parts or clip_id.startswith("/"):
+            raise UserError(
+                f"{where}: the clip id {clip_id!r} can be no file name; write one that can"
+            )
+        if clip_id in lines_of_ids:
+            raise UserError(
+                f"{where}: the clip id {clip_id!r} stands in line {lines_of_ids[clip_id]} "
+                "as well; leave one of them out"
+            )
+        lines_of_ids[clip_id] = line
+        if split not in _SPLITS:
+            raise UserError(f"{where}: the split {split!r} must be {' or '.join(_SPLITS)}")
+        labels = tuple(part.strip() for part in label.split(";"))
+        if "|" in label or _NUMBERS.fullmatch(label):
+            raise UserError(
+                f"{where}: the label {label!r} holds several labels by its looks; they are "
+                "separated by semicolons, and set --multi_label for them; a class of that "
+                "name needs another one"
+            )
+        if "" in labels or not label.isprintable():
+            raise UserError(
+                f"{where}: the label {label!r} names no class; write names on one line, "
+                "semicolons between them"
+            )
+        yield _Clip(clip_id, labels, split, line)
     if not lines_of_ids:
         raise UserError(f"{path} lists no clips; write one line for each")
+
+
+def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file, each with the number of the line it ends on."""
+    with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(_lines(file, path), strict=True)
+        try:
+            for cells in reader:
+                yield reader.line_num, cells
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path} is not UTF-8 text ({one_line(error)}); save it as such"
+            ) from error
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {reader.line_num}: {one_line(error)}; close quotes, or write it anew"
+            ) from error
 
 
 def _separator(header: list[str]) -> str | None:
