@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import pathlib
 import re
@@ -176,7 +177,7 @@ def system_refusal(path: str | os.PathLike[str], number: int) -> UserError:
     return UserError(f"{path} cannot be read ({os.strerror(number)}); {remedy}")
 
 
-def read_at_most(file: IO[bytes], size: int) -> bytearray:
+def read_at_most(file: IO[bytes] | io.BufferedIOBase, size: int) -> bytearray:
     """The next bytes of a file, `size` of them if there are as many.
 
     Memory grows with what is there, as with `file.read(size)` it does not.

@@ -24,6 +24,7 @@ import numpy as np
 import pooch
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+from tensorflow_datasets.core.download import checksums
 
 from aadml_jax._files import held_lock, local_path, require_readable_file
 from aadml_jax.data.readers import av_digits
@@ -41,7 +42,7 @@ from aadml_jax.data.writers.summary import DatasetSummary
 from aadml_jax.errors import UserError, one_line
 
 # What av_digits downloads: size, SHA-256 and file name by address.
-_PINS = tfds.download.checksums.load_url_infos(pathlib.Path(__file__).with_name("checksums.tsv"))
+_PINS = checksums.load_url_infos(pathlib.Path(__file__).with_name("checksums.tsv"))
 
 
 class FeatureBuilder(FileReaderBuilder, skip_registration=True):
@@ -128,8 +129,9 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
         download_config: tfds.download.DownloadConfig | None = None,
     ) -> None:
         dataset = self.open_source(dl_manager) if self.source is None else self.source
+        features: Any = self.info.features
         for name in ("audio", "visual"):
-            declared, dim = self.info.features[name].shape[0], getattr(dataset, f"{name}_dim")
+            declared, dim = features[name].shape[0], getattr(dataset, f"{name}_dim")
             if declared != dim:
                 raise UserError(
                     f"{dataset.source}: {name} features have {dim} columns, but {self.name} has "
@@ -145,7 +147,8 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
             measured.nearly_constant,
             LARGEST_DEVIATION,
         )
-        self.info.metadata.update(metadata_of(dataset, facts))
+        metadata: Any = self.info.metadata
+        metadata.update(metadata_of(dataset, facts))
         for split in written.values():
             for path in split.paths:
                 _hard_link(path, folder / path.name)
@@ -208,7 +211,7 @@ class _Prepared(FeatureBuilder, skip_registration=True):
     """A data set that was opened elsewhere, under its own name."""
 
     def __init__(self, source: RetrievalDataset, spec: DatasetSpec | None, data_dir: pathlib.Path):
-        self.name = source.name
+        self.name = source.name  # pyright: ignore[reportAttributeAccessIssue]  # TFDS: of a class
         super().__init__(source=source, spec=spec, data_dir=data_dir)
 
 
@@ -305,13 +308,15 @@ def _fetched(
                 )
             return path
     folder = local_path(download_dir)
+    # Pooch's own downloaders name their arguments otherwise than its type of downloaders does.
+    downloader: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
     try:
         path = pooch.retrieve(
             url,
             known_hash=f"sha256:{info.checksum}",
             fname=info.filename,
             path=folder,
-            downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30),
+            downloader=downloader,
         )
     except Exception as error:  # of the network, of the disk, or of a checksum
         # Errors of the network are paragraphs about its layers.
