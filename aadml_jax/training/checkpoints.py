@@ -77,7 +77,7 @@ class Checkpoints:
         self._damaged: set[int] = set()
         self._mean_maps: dict[int, float | None] = {}
         self._folder = workdir.absolute() / FOLDER
-        self._manager = None
+        self._manager: ocp.CheckpointManager | None = None
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(f"{self._folder} is not a folder; remove it or use another --workdir")
         if not is_primary():
@@ -145,8 +145,8 @@ class Checkpoints:
         self.wait()
         step = self._best_step()
         mean_map = np.nan if step is None else self._mean_maps[step]
-        step, mean_map = broadcast([np.int64(step or 0), np.float64(mean_map)])
-        return None if np.isnan(mean_map) else (int(step), float(mean_map))
+        best, best_map = broadcast([np.int64(step or 0), np.float64(mean_map)])
+        return None if np.isnan(best_map) else (int(best), float(best_map))
 
     def _best_step(self) -> int | None:
         """Of several that are equally good, the newest."""
@@ -235,9 +235,7 @@ class Checkpoints:
         if "leaves" in record:
             self._require_same_arrays(step, record["leaves"], wanted)
         try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected))
-            ).state
+            restored = self._restored(step, state=ocp.args.StandardRestore(expected))["state"]
             found = _described(restored)
         except Exception as error:  # whatever a damaged file makes the reader raise
             if "leaves" not in record:
@@ -250,6 +248,12 @@ class Checkpoints:
             raise _Damaged("its arrays are not those that were written")
         return type(template)(**restored), progress
 
+    def _restored(self, step: int, **args: ocp.args.CheckpointArgs) -> Any:
+        """Parts of a checkpoint by their names, in the primary process."""
+        if self._manager is None:
+            raise ValueError("only the primary process restores checkpoints")
+        return self._manager.restore(step, args=ocp.args.Composite(**args))
+
     def _record(self, step: int) -> dict[str, Any]:
         """What was written beside the arrays.
 
@@ -257,9 +261,7 @@ class Checkpoints:
           _Damaged: if it is not that any more.
         """
         try:
-            record = self._manager.restore(
-                step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
-            ).progress
+            record = self._restored(step, progress=ocp.args.JsonRestore())["progress"]
             fields = {field.name for field in dataclasses.fields(Progress)}
             # A version without digests wrote the progress alone.
             if set(record) != fields and record.pop("check") != _digest_of_record(record):
@@ -275,7 +277,8 @@ class Checkpoints:
 
     def _names_on_disk(self, step: int) -> dict[str, str]:
         """Names and shapes of the arrays of a checkpoint without a record of them."""
-        metadata = ocp.StandardCheckpointHandler().metadata(self._folder / str(step) / "state")
+        folder: Any = self._folder / str(step) / "state"
+        metadata = ocp.StandardCheckpointHandler().metadata(folder)
         return _described(metadata)
 
     def _require_same_arrays(
@@ -328,7 +331,7 @@ def _digest(host: Any, leaves: dict[str, str], progress: Progress) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([leaves, dataclasses.asdict(progress)], sort_keys=True).encode())
     for leaf in jax.tree.leaves(host):
-        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -34,12 +34,16 @@ def outputs_in_blocks(
     The last block overlaps the one before it, so that no row is copied to fill it up.
     """
     num_rows, block_size = len(audio), _EMBEDDED_AT_ONCE
+
+    def outputs(*rows: Array) -> Any:
+        return model.apply({"params": params}, *rows)
+
     if num_rows <= block_size:
-        return model.apply({"params": params}, audio, visual)
+        return outputs(audio, visual)
 
     def of_block(first: Array) -> tuple[Array, Array]:
         rows = (jax.lax.dynamic_slice_in_dim(side, first, block_size) for side in (audio, visual))
-        return model.apply({"params": params}, *rows)
+        return outputs(*rows)
 
     # 20 rows in blocks of 8 begin at 0, 8 and 12: the last one's first 4 rows are there already.
     num_before = (num_rows - 1) // block_size
@@ -112,7 +116,7 @@ def evaluate(
 
 def make_evaluate(
     model: TwoTowers,
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+    rows: tuple[Array | np.ndarray, Array | np.ndarray, Array | np.ndarray],
     num_rows: int,
     placement: Placement | None = None,
     *,
@@ -133,14 +137,17 @@ def make_evaluate(
     if placement is not None and len(placement.devices) > 1:
         placement = placement.under_jit()
         shards = placement.shard((*rows, np.ones(len(rows[2]), bool)), num_rows)
-        sharded_report = _sharded_report(placement, model, ks, similarity)
+        hashable: Any = model  # Flax makes it so
+        sharded_report = _sharded_report(placement, hashable, ks, similarity)
         return lambda params: _as_floats(sharded_report(placement.replicate(params), *shards))
 
     audio, visual = jax.device_put(rows[:2])
 
     def report(params: Any) -> dict[str, Any]:
-        outputs = _embed(model, params, audio, visual)
-        return _as_floats(cross_modal_report(*outputs, rows[2], similarity=similarity, ks=ks))
+        of_audio, of_visual = _embed(model, params, audio, visual)
+        return _as_floats(
+            cross_modal_report(of_audio, of_visual, rows[2], similarity=similarity, ks=ks)
+        )
 
     return report
 
@@ -181,8 +188,10 @@ def bayes_reference(
       labels: int [N], or multi-hot, bool [N, C].
     """
     with np.errstate(divide="ignore"):  # a probability of 0 has the logarithm −∞
-        logits = [np.log(x).astype(np.float32) for x in (audio_posteriors, visual_posteriors)]
-    return _as_floats(cross_modal_report(*logits, labels, similarity="posterior", ks=()))
+        audio, visual = (
+            np.log(x).astype(np.float32) for x in (audio_posteriors, visual_posteriors)
+        )
+    return _as_floats(cross_modal_report(audio, visual, labels, similarity="posterior", ks=()))
 
 
 def tie_warning(result: Mapping[str, Any]) -> str | None:

@@ -1,6 +1,7 @@
 """The local rows of a data set, those of a process's own devices, and facts about all rows."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -84,11 +85,7 @@ def load_local_data(
         rows cannot be streamed.
     """
     placement = placement or one_device()
-    if streamed and not (isinstance(dataset.train, StoredFeatures) and dataset.train.random_access):
-        raise UserError(
-            f"--input=stream reads data sets that were prepared for it, not {dataset.name}; write "
-            "it with python -m experiments.prepare, which says how to train on it"
-        )
+    stream = _streamable(dataset) if streamed else None
     require_agreement(
         {
             f"the data of --dataset ({what})": value
@@ -106,22 +103,27 @@ def load_local_data(
     local = {name: placement.local_rows(len(split)) for name, split in splits.items()}
     counts = {name: rows.stop - rows.start for name, rows in local.items()}
     parts = {name: _part(split, local[name]) for name, split in splits.items()}
+
+    def taken(name: str) -> PairedFeatures:
+        return parts[name].take(slice(None))
+
     # What is not streamed is read once and for all.
-    for name in ("test",) if streamed else ("train", "test"):
-        parts[name] = fail_together(
-            lambda name=name: parts[name].take(slice(None)), _FAILED_ELSEWHERE
-        )
-    facts = dataset.prepared or _measured(dataset, parts, counts)
+    read = {
+        name: fail_together(functools.partial(taken, name), _FAILED_ELSEWHERE)
+        for name in ("train", "test")
+        if stream is None or name == "test"
+    }
+    facts = dataset.prepared or _measured(dataset, {**parts, **read}, counts)
     statistics, limit = facts.standardization, facts.limit
     if not standardized:
         statistics = identity_standardization(dataset.audio_dim, dataset.visual_dim)
         limit = None
 
     def batch(name: str) -> Batch:
-        features = standardize(parts[name], statistics, limit=limit)
+        features = standardize(read[name], statistics, limit=limit)
         return Batch(*(getattr(features, field)[: counts[name]] for field in Batch._fields))
 
-    train = dataset.train if streamed else fail_together(lambda: batch("train"), _FAILED_ELSEWHERE)
+    train = stream or fail_together(lambda: batch("train"), _FAILED_ELSEWHERE)
     test = fail_together(lambda: batch("test"), _FAILED_ELSEWHERE)
     description = None if not standardized else _described(facts, train, test, limit)
     return LocalData(
@@ -147,6 +149,16 @@ def load_local_data(
             "standardization": description,
         },
     )
+
+
+def _streamable(dataset: RetrievalDataset) -> StoredFeatures:
+    train = dataset.train
+    if not (isinstance(train, StoredFeatures) and train.random_access):
+        raise UserError(
+            f"--input=stream reads data sets that were prepared for it, not {dataset.name}; write "
+            "it with python -m experiments.prepare, which says how to train on it"
+        )
+    return train
 
 
 def _described(

@@ -2,17 +2,26 @@
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from aadml_jax.data import StoredFeatures
-from aadml_jax.errors import RunStopped, UserError
+from aadml_jax.errors import UserError
+from aadml_jax.models import TwoTowers
 from aadml_jax.training.checkpoints import Checkpoints, Progress, has_checkpoints
 from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.epochs import (
+    TrainingDiverged,
+    is_due,
+    mean_losses,
+    require_finite,
+    require_finite_parts,
+    steps_per_call,
+)
 from aadml_jax.training.evaluation import DIRECTIONS, make_evaluate, retrieval_result
 from aadml_jax.training.local_data import LocalData
 from aadml_jax.training.parallel import Placement, one_device
@@ -29,12 +38,13 @@ from aadml_jax.training.run_folder import (
     require_same_folder,
     versions,
 )
+from aadml_jax.training.settings import resolved
 from aadml_jax.training.signals import Interrupted, StopSignal
 from aadml_jax.training.state import (
+    TrainState,
     build_model,
     build_optimizer,
     finite_parts,
-    first_broken_part,
     init_state,
     run_keys,
 )
@@ -42,15 +52,10 @@ from aadml_jax.training.step import make_run_steps, make_train_step
 from aadml_jax.training.stored_runs import check_resumable
 from aadml_jax.training.streaming import make_stream_steps
 
-# A signal is answered between calls, so none may last long: 64 steps take about 8 s at batch 400 on
-# two CPU cores. On an accelerator an epoch takes less, unless its rows have to be read.
-_STEPS_PER_SLOW_CALL = 64
+__all__ = ["PROFILE_FOLDER", "Interrupted", "TrainingDiverged", "run_training"]
+
 _PROFILED_STEPS = 5
 PROFILE_FOLDER = "profile"
-
-
-class TrainingDiverged(RunStopped):
-    """The objective or the state became NaN or infinite."""
 
 
 def run_training(
@@ -83,8 +88,19 @@ def run_training(
         _require_same_run(folder.path, config, data.description)
     # Optax adds whole numbers to floats.
     with jax.numpy_dtype_promotion("standard"), Checkpoints(folder.path) as checkpoints:
-        placement = placement or one_device()
-        return _Run(config, data, folder, checkpoints, placement, left).to_the_end()
+        run = _start_or_resume(config, data, folder, checkpoints, placement or one_device())
+        display = ProgressDisplay(run.epochs, run.progress.epoch, shows=folder.is_writer)
+        with contextlib.closing(display):
+            # What a run without checkpoints left is kept under another name.
+            kept = {} if run.is_resumed else {name: folder.set_aside(name) for name in left}
+            if words := _beginning_in_words(run, kept):
+                display.write(words)
+            report = _train(run, display)
+        if report is None:  # the run was complete before this call
+            report = run.evaluate(run.state.params)
+        result = _result(run, report)
+        folder.write_json(RESULT_FILE, result)
+        return result
 
 
 def _require_same_run(path: pathlib.Path, config: TrainConfig, data: dict[str, Any]) -> None:
@@ -96,145 +112,44 @@ def _require_same_run(path: pathlib.Path, config: TrainConfig, data: dict[str, A
     check_resumable(read_run_json(path, CONFIG_FILE), config, data)
 
 
+@dataclasses.dataclass
 class _Run:
-    """The moving parts of one run, between the opening and the closing of its folder."""
+    """A run between the opening and the closing of its folder.
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        data: LocalData,
-        folder: RunFolder,
-        checkpoints: Checkpoints,
-        placement: Placement,
-        left: list[str],
-    ):
-        self.config, self.data = config, data
-        self.recipe, self.launch = config.recipe, config.launch
-        self.folder, self.checkpoints = folder, checkpoints
-        self.placement = placement
-        self.steps_per_epoch = data.num_train // config.recipe.batch_size
-        self.model = build_model(config.recipe, data.num_classes)
-        self.state = init_state(
-            config.recipe, num_classes=data.num_classes, standardization=data.standardization
-        )
-        self.progress = Progress(epoch=0, seconds=0.0, mean_map=None)
-        restored = checkpoints.restore_latest(self.state)
-        if restored is not None:
-            self.state, self.progress = restored
-        self.lost_its_checkpoints = left if restored is None else []
-        self.state = placement.replicate(self.state, donated=True)
-        begun = -(-self.step // self.steps_per_epoch)
-        if begun > config.launch.epochs:
-            raise UserError(
-                f"--epochs={config.launch.epochs}: the run in {folder.path} is already at epoch "
-                f"{begun}; ask for at least that many, or use another --workdir"
-            )
-        self.folder.write_json(
-            CONFIG_FILE,
-            {
-                "config": dataclasses.asdict(config),
-                "data": data.description,
-                "versions": versions(),
-                "environment": environment(),
-            },
-        )
-        train_step = make_train_step(
-            self.model, build_optimizer(config.recipe), config.recipe.objective(), placement
-        )
-        common = {
-            "batch_size": config.recipe.batch_size,
-            "keys": run_keys(config.recipe.seed),
-            "placement": placement,
-        }
-        is_streamed = isinstance(data.train, StoredFeatures)
-        if is_streamed:
-            self.run_steps = make_stream_steps(
-                train_step,
-                data.train,
-                standardization=data.standardization,
-                limit=data.limit,
-                **common,
-            )
-        else:
-            self.run_steps = make_run_steps(train_step, data.train, data.num_train, **common)
-        self.evaluate = make_evaluate(
-            self.model,
-            data.test,
-            len(data.test_labels),
-            placement,
-            similarity=config.recipe.similarity,
-        )
-        is_slow = placement.devices[0].platform == "cpu" or is_streamed
-        self.steps_per_call = config.launch.steps_per_call or (
-            _STEPS_PER_SLOW_CALL if is_slow else self.steps_per_epoch
-        )
-        # The first call compiles, so the trace begins after it.
-        self.steps_until_profile = 1 if config.launch.profile else None
-        self.started = time.monotonic() - self.progress.seconds
+    Attributes:
+      run_steps: the compiled function of `make_run_steps` or `make_stream_steps`.
+      evaluate: the function of `make_evaluate`, on the test rows.
+      epochs: to be trained in all.
+      steps_per_epoch: of every epoch.
+      steps_per_call: largest number of steps between two looks at signals.
+      is_resumed: whether a checkpoint was restored.
+      state: after the last step.
+      progress: at the last checkpoint.
+      started: when the run would have begun by the monotonic clock, had nothing interrupted it.
+      steps_until_profile: steps to take before the profiled ones; None where none follow.
+    """
+
+    config: TrainConfig
+    data: LocalData
+    folder: RunFolder
+    checkpoints: Checkpoints
+    run_steps: Callable[[TrainState, int], TrainState]
+    evaluate: Callable[[Any], dict[str, Any]]
+    epochs: int
+    steps_per_epoch: int
+    steps_per_call: int
+    is_resumed: bool
+    state: TrainState
+    progress: Progress
+    started: float
+    steps_until_profile: int | None
 
     @property
     def step(self) -> int:
         return int(self.state.step)
 
-    def to_the_end(self) -> dict[str, Any]:
-        """Runs the remaining epochs and writes the result."""
-        restored_step, epoch = self.step, self.progress.epoch
-        writes = self.folder.is_writer
-        display = ProgressDisplay(self.launch.epochs, self.progress.epoch, shows=writes)
-        if epoch == self.launch.epochs:
-            nothing = "nothing to do but to report" + ", nor to profile" * self.launch.profile
-            display.write(f"already trained to epoch {epoch}: {nothing}")
-        elif restored_step:
-            display.write(
-                f"resuming after {epoch} of {self.launch.epochs} epochs (step {restored_step})"
-            )
-        elif self.lost_its_checkpoints:
-            display.write(self._begin_again())
-        log = MetricLog(self.folder, last_step=restored_step)
-        events = TensorBoard(
-            self.folder.path,
-            enabled=self.launch.tensorboard if writes else False,
-            last_step=restored_step,
-        )
-        stop = StopSignal()
-        report = None
-        try:
-            with stop.listening():
-                for epoch in range(self.progress.epoch + 1, self.launch.epochs + 1):
-                    self._train_to_end_of(epoch, stop, log)
-                    report = self._finish_epoch(epoch, log, events, display)
-                self.checkpoints.wait()
-        finally:
-            display.close()
-            events.close()
-            log.close()
-        result = self._result(report)
-        self.folder.write_json(RESULT_FILE, result)
-        return result
-
-    def _begin_again(self) -> str:
-        """Keeps what a run without checkpoints left; says what becomes of it."""
-        path = self.folder.path
-        words = f"{path} holds no checkpoint: the run starts from its beginning"
-        kept = [(name, self.folder.set_aside(name)) for name in self.lost_its_checkpoints]
-        names = " and ".join(f"{name} as {other}" for name, other in kept if other)
-        return f"{words}; what it left is kept, {names}" if names else words
-
-    def _train_to_end_of(self, epoch: int, stop: StopSignal, log: MetricLog) -> None:
-        # A finished epoch is evaluated and logged before a signal is answered.
-        while (remaining := epoch * self.steps_per_epoch - self.step) > 0:
-            if (name := stop.agreed_name()) is not None:
-                self._require_finite_state(epoch)
-                log.sync()
-                self.checkpoints.save(self.state, self._now(epoch - 1, None))
-                self.checkpoints.wait()
-                raise Interrupted(
-                    f"stopped by {name} after {epoch - 1} of {self.launch.epochs} epochs "
-                    f"(step {self.step}), state saved; the same command resumes"
-                )
-            self._run_steps(min(remaining, self.steps_per_call))
-
-    def _run_steps(self, num_steps: int) -> None:
+    def take_steps(self, num_steps: int) -> None:
+        """Takes at most so many steps, fewer where a profile begins or ends."""
         with contextlib.ExitStack() as stack:
             if self.steps_until_profile is not None:
                 # All processes take the same steps; the one that writes keeps the trace.
@@ -249,70 +164,202 @@ class _Run:
             self.state = self.run_steps(self.state, num_steps)
             jax.block_until_ready(self.state)
 
-    def _finish_epoch(
-        self, epoch: int, log: MetricLog, events: TensorBoard, display: ProgressDisplay
-    ) -> dict[str, Any] | None:
-        values = {
-            name: float(total) / self.steps_per_epoch
-            for name, total in jax.device_get(self.state.epoch_sums).items()
-        }
-        self._require_finite("loss", values["loss"], epoch)
-        self._require_finite_state(epoch)
-        values["learning_rate"] = self.recipe.learning_rate
-        is_last = epoch == self.launch.epochs
-        report = None
-        if is_last or epoch % self.launch.eval_every == 0:
-            report = self.evaluate(self.state.params)
-            for direction in DIRECTIONS:
-                values[f"map_{direction}"] = report[direction]["map"]
-            self._require_finite("MAP", values["map_mean"], epoch)
-        log.write(self.step, {"epoch": epoch, **values})
-        every = self.launch.checkpoint_every
-        if report is not None or (every is not None and epoch % every == 0):
-            log.sync()
-            mean_map = None if report is None else report["mean"]["map"]
-            self.progress = self._now(epoch, mean_map)
-            self.checkpoints.save(self.state, self.progress)
-        # Last, so that an output that fails costs nothing.
-        events.write(self.step, values)
-        display.epoch_done(epoch, values, report)
-        return report
+    def save(self, progress: Progress) -> None:
+        """Writes a checkpoint in the background."""
+        self.checkpoints.save(self.state, progress)
 
-    def _require_finite(self, name: str, value: float, epoch: int) -> None:
-        """Stops before anything of a broken state is logged or saved."""
-        if not math.isfinite(value):
-            raise self._diverged(f"the {name} became {value} in epoch {epoch}")
-
-    def _require_finite_state(self, epoch: int) -> None:
-        if part := first_broken_part(jax.device_get(finite_parts(self.state))):
-            raise self._diverged(
-                f"the {part} became infinite or not a number in epoch {epoch}, whose state is not "
-                "saved"
-            )
-
-    def _diverged(self, what: str) -> TrainingDiverged:
-        return TrainingDiverged(
-            f"{what}; lower --learning_rate ({self.recipe.learning_rate:g}) and start again with "
-            "another --workdir"
-        )
-
-    def _now(self, epoch: int, mean_map: float | None) -> Progress:
+    def now(self, epoch: int, mean_map: float | None) -> Progress:
+        """The progress after so many whole epochs."""
         return Progress(epoch, time.monotonic() - self.started, mean_map)
 
-    def _result(self, report: dict[str, Any] | None) -> dict[str, Any]:
-        if report is None:  # the run was complete before this call
-            report = self.evaluate(self.state.params)
-        best = self.checkpoints.best()
-        return {
-            **retrieval_result(report, self.data.test_labels, self.data.test_posteriors),
-            "best": None
-            if best is None
-            else {
-                "epoch": best[0] // self.steps_per_epoch,
-                "mean_map": best[1],
-                "selected_on": "test",
-            },
-            "epochs": self.launch.epochs,
-            "seconds": self.progress.seconds,
+    def require_finite(self, name: str, value: float, epoch: int) -> None:
+        """See `epochs.require_finite`."""
+        require_finite(name, value, f"in epoch {epoch}; {self._remedy}")
+
+    def require_finite_state(self, epoch: int) -> None:
+        """See `epochs.require_finite_parts`."""
+        finite = jax.device_get(finite_parts(self.state))
+        require_finite_parts(finite, f"in epoch {epoch}, whose state is not saved; {self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        rate = self.config.recipe.learning_rate
+        return f"lower --learning_rate ({rate:g}) and start again with another --workdir"
+
+
+def _start_or_resume(
+    config: TrainConfig,
+    data: LocalData,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    placement: Placement,
+) -> _Run:
+    """Restores the newest checkpoint if there is one, writes config.json, and builds the program.
+
+    Raises:
+      UserError: if no checkpoint can be read, or the newest is beyond the epochs asked for.
+    """
+    recipe, launch = config.recipe, config.launch
+    steps_per_epoch = data.num_train // resolved(recipe.batch_size)
+    epochs = resolved(launch.epochs)
+    state = init_state(recipe, num_classes=data.num_classes, standardization=data.standardization)
+    progress = Progress(epoch=0, seconds=0.0, mean_map=None)
+    restored = checkpoints.restore_latest(state)
+    if restored is not None:
+        state, progress = restored
+    state = placement.replicate(state, donated=True)
+    begun = -(-int(state.step) // steps_per_epoch)
+    if begun > epochs:
+        raise UserError(
+            f"--epochs={epochs}: the run in {folder.path} is already at epoch {begun}; ask for at "
+            "least that many, or use another --workdir"
+        )
+    folder.write_json(
+        CONFIG_FILE,
+        {
+            "config": dataclasses.asdict(config),
+            "data": data.description,
             "versions": versions(),
-        }
+            "environment": environment(),
+        },
+    )
+    model = build_model(recipe, data.num_classes)
+    is_slow = placement.devices[0].platform == "cpu" or isinstance(data.train, StoredFeatures)
+    return _Run(
+        config=config,
+        data=data,
+        folder=folder,
+        checkpoints=checkpoints,
+        run_steps=_build_steps(config, data, model, placement),
+        evaluate=make_evaluate(
+            model, data.test, len(data.test_labels), placement, similarity=recipe.similarity
+        ),
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        steps_per_call=launch.steps_per_call or steps_per_call(steps_per_epoch, is_slow=is_slow),
+        is_resumed=restored is not None,
+        state=state,
+        progress=progress,
+        started=time.monotonic() - progress.seconds,
+        # The first call compiles, so the trace begins after it.
+        steps_until_profile=1 if launch.profile else None,
+    )
+
+
+def _build_steps(
+    config: TrainConfig, data: LocalData, model: TwoTowers, placement: Placement
+) -> Callable[[TrainState, int], TrainState]:
+    recipe = config.recipe
+    train_step = make_train_step(model, build_optimizer(recipe), recipe.objective(), placement)
+    batch_size, keys = resolved(recipe.batch_size), run_keys(recipe.seed)
+    if isinstance(data.train, StoredFeatures):
+        return make_stream_steps(
+            train_step,
+            data.train,
+            batch_size=batch_size,
+            keys=keys,
+            standardization=data.standardization,
+            placement=placement,
+            limit=data.limit,
+        )
+    return make_run_steps(
+        train_step,
+        data.train,
+        data.num_train,
+        batch_size=batch_size,
+        keys=keys,
+        placement=placement,
+    )
+
+
+def _beginning_in_words(run: _Run, kept: dict[str, str | None]) -> str | None:
+    """What to say of a run that does not begin in an empty folder.
+
+    Args:
+      run: before its first step of this call.
+      kept: what lay in its folder without checkpoints, and the names it has now.
+    """
+    epoch = run.progress.epoch
+    if epoch == run.epochs:
+        nothing = "nothing to do but to report" + ", nor to profile" * run.config.launch.profile
+        return f"already trained to epoch {epoch}: {nothing}"
+    if run.step:
+        return f"resuming after {epoch} of {run.epochs} epochs (step {run.step})"
+    if not kept:
+        return None
+    words = f"{run.folder.path} holds no checkpoint: the run starts from its beginning"
+    names = " and ".join(f"{name} as {other}" for name, other in kept.items() if other)
+    return f"{words}; what it left is kept, {names}" if names else words
+
+
+def _train(run: _Run, display: ProgressDisplay) -> dict[str, Any] | None:
+    """Trains the epochs that are left; returns the last one's report, None if none was left."""
+    folder, launch, stop = run.folder, run.config.launch, StopSignal()
+    log = MetricLog(folder, last_step=run.step)
+    events = TensorBoard(
+        folder.path,
+        enabled=launch.tensorboard if folder.is_writer else False,
+        last_step=run.step,
+    )
+    report = None
+    with contextlib.closing(log), contextlib.closing(events), stop.listening():
+        for epoch in range(run.progress.epoch + 1, run.epochs + 1):
+            _take_steps_of_epoch(run, epoch, stop, log)
+            values = mean_losses(jax.device_get(run.state.epoch_sums), run.steps_per_epoch)
+            run.require_finite("loss", values["loss"], epoch)
+            run.require_finite_state(epoch)
+            values["learning_rate"] = run.config.recipe.learning_rate
+            report = None
+            if is_due(epoch, launch.eval_every, run.epochs):
+                report = run.evaluate(run.state.params)
+                for direction in DIRECTIONS:
+                    values[f"map_{direction}"] = report[direction]["map"]
+                run.require_finite("MAP", values["map_mean"], epoch)
+            log.write(run.step, {"epoch": epoch, **values})
+            if report is not None or is_due(epoch, launch.checkpoint_every, run.epochs):
+                log.sync()
+                run.progress = run.now(epoch, None if report is None else report["mean"]["map"])
+                run.save(run.progress)
+            # Last, so that an output that fails costs nothing.
+            events.write(run.step, values)
+            display.epoch_done(epoch, values, report)
+        run.checkpoints.wait()
+    return report
+
+
+def _take_steps_of_epoch(run: _Run, epoch: int, stop: StopSignal, log: MetricLog) -> None:
+    """Takes the steps that an epoch has left.
+
+    Raises:
+      Interrupted: after a signal, with the state saved. One that comes with the last step is
+        answered in the next epoch, so that the finished one is evaluated and logged before.
+    """
+    while (remaining := epoch * run.steps_per_epoch - run.step) > 0:
+        if (name := stop.agreed_name()) is not None:
+            run.require_finite_state(epoch)
+            log.sync()
+            run.save(run.now(epoch - 1, None))
+            run.checkpoints.wait()
+            raise Interrupted(
+                f"stopped by {name} after {epoch - 1} of {run.epochs} epochs (step {run.step}), "
+                "state saved; the same command resumes"
+            )
+        run.take_steps(min(remaining, run.steps_per_call))
+
+
+def _result(run: _Run, report: dict[str, Any]) -> dict[str, Any]:
+    """The content of result.json."""
+    best = run.checkpoints.best()
+    return {
+        **retrieval_result(report, run.data.test_labels, run.data.test_posteriors),
+        "best": None
+        if best is None
+        else {
+            "epoch": best[0] // run.steps_per_epoch,
+            "mean_map": best[1],
+            "selected_on": "test",
+        },
+        "epochs": run.epochs,
+        "seconds": run.progress.seconds,
+        "versions": versions(),
+    }

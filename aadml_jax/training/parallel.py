@@ -13,7 +13,7 @@ devices and the mode change no result beyond rounding.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from jax.sharding import PartitionSpec as P
 
 from aadml_jax._arrays import Array
 from aadml_jax.errors import UserError
+
+Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]  # a variable there
 
 MODES = ("auto", "jit", "pmap")
 AXIS = "rows"
@@ -37,7 +39,7 @@ class Placement:
       mode: `"jit"` or `"pmap"`; `"auto"` stands for jit.
     """
 
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
     mode: str = "auto"
 
     def __post_init__(self) -> None:

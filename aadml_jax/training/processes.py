@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from jax.experimental import multihost_utils
 
 from aadml_jax.errors import UserError
@@ -26,7 +27,7 @@ def allreduce_max(number: int) -> int:
     return int(allgather(np.int32(number)).max())
 
 
-def allgather(array: np.ndarray) -> np.ndarray:
+def allgather(array: npt.ArrayLike) -> np.ndarray:
     """Every process's array, [...] of one shape and dtype, stacked in process order: [P, ...]."""
     array = np.asarray(array)
     if jax.process_count() == 1:
@@ -37,17 +38,17 @@ def allgather(array: np.ndarray) -> np.ndarray:
     return gathered.reshape(-1).view(array.dtype).reshape(-1, *array.shape)
 
 
-def broadcast(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def broadcast(arrays: Sequence[npt.ArrayLike]) -> list[np.ndarray]:
     """The primary process's arrays in every process; all pass the same shapes and dtypes."""
-    arrays = [np.asarray(array) for array in arrays]
+    own = [np.asarray(array) for array in arrays]
     if jax.process_count() == 1:
-        return arrays
-    content = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
+        return own
+    content = np.frombuffer(b"".join(array.tobytes() for array in own), np.uint8)
     content = np.asarray(multihost_utils.broadcast_one_to_all(content)).astype(np.uint8)
-    ends = np.cumsum([array.nbytes for array in arrays])
+    ends = np.cumsum([array.nbytes for array in own])
     return [
         part.copy().view(array.dtype).reshape(array.shape)
-        for part, array in zip(np.split(content, ends[:-1]), arrays, strict=True)
+        for part, array in zip(np.split(content, ends[:-1]), own, strict=True)
     ]
 
 
@@ -63,13 +64,13 @@ def fail_together(load: Callable[[], _Result], failure_elsewhere: str) -> _Resul
     Raises:
       UserError: in every process, if `load` raised one in any: its own where it failed.
     """
-    result, failure = None, None
     try:
         result = load()
-    except UserError as error:
-        failure = error
-    if allreduce_max(failure is not None):
-        raise failure or UserError(failure_elsewhere)
+    except UserError:
+        allreduce_max(True)
+        raise
+    if allreduce_max(False):
+        raise UserError(failure_elsewhere)
     return result
 
 

@@ -85,7 +85,8 @@ class ProgressDisplay:
                 self._give_up_bar()
 
     def _give_up_bar(self) -> None:
-        self._bar.disable = True  # so that it does not write when it is collected
+        if self._bar is not None:
+            self._bar.disable = True  # so that it does not write when it is collected
         self._bar = None
 
 
@@ -113,7 +114,7 @@ class TensorBoard:
                 "leave the flag out"
             )
         self._folder = folder / "tensorboard"
-        self._file = None
+        self._file: Any = None  # open, a RecordWriter of tensorboardX
         if installed and enabled is not False:
             self._attempt(lambda: self._open(last_step))
 
@@ -131,7 +132,7 @@ class TensorBoard:
     def _open(self, last_step: int) -> None:
         # Not its SummaryWriter, which writes in a thread: once that has died of a full disk, the
         # queue to it blocks the run.
-        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.proto import event_pb2
         from tensorboardX.record_writer import RecordWriter
 
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +141,8 @@ class TensorBoard:
         name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{fraction:09d}"
         self._file = RecordWriter(str(self._folder / name))
         self._write_event(file_version="brain.Event:2")
-        start = SessionLog(status=SessionLog.START)
+        messages: Any = event_pb2  # made on import
+        start = messages.SessionLog(status=messages.SessionLog.START)
         self._write_event(step=last_step + 1, session_log=start)
         self._file.flush()
         self._flushed = time.monotonic()
@@ -155,9 +157,11 @@ class TensorBoard:
             self._flushed = time.monotonic()
 
     def _write_event(self, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto import event_pb2
 
-        self._file.write(Event(wall_time=time.time(), **content).SerializeToString())
+        messages: Any = event_pb2
+        event = messages.Event(wall_time=time.time(), **content)
+        self._file.write(event.SerializeToString())
 
     def _attempt(self, action: Callable[[], object]) -> None:
         try:

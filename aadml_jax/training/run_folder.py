@@ -216,9 +216,10 @@ def _lines_up_to(path: pathlib.Path, last_step: float) -> list[str]:
 
 def environment() -> dict[str, Any]:
     """Settings from outside that can change the bytes of a run, as config.json records them."""
+    config: Any = jax.config  # whose values are made on import
     return {
-        "enable_x64": bool(jax.config.jax_enable_x64),
-        "default_matmul_precision": jax.config.jax_default_matmul_precision,
+        "enable_x64": bool(config.jax_enable_x64),
+        "default_matmul_precision": config.jax_default_matmul_precision,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 

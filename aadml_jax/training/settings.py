@@ -10,9 +10,11 @@ import sys
 import types
 import typing
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from aadml_jax.errors import UserError
+
+_Value = TypeVar("_Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,3 +149,14 @@ def is_of_type(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         return isinstance(value, hint) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def resolved(value: _Value | None) -> _Value:
+    """A setting of a resolved configuration, whose default is filled in.
+
+    Raises:
+      ValueError: if it is still open.
+    """
+    if value is None:
+        raise ValueError("the configuration has open defaults; it must come from set_up or resolve")
+    return value

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from aadml_jax.errors import RunStopped
 from aadml_jax.training.processes import allreduce_max
@@ -58,7 +59,7 @@ class StopSignal:
         SIGINT, those for which there is a handler already. Python lets only the main thread handle
         signals: in another one nothing is taken over.
         """
-        previous = {}
+        previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             previous = {
                 number: signal.getsignal(number) for number in _STOPPING if _may_be_taken(number)

@@ -22,14 +22,16 @@ from aadml_jax._random import fixed_generator, seed_key
 from aadml_jax.cross_modal import cross_modal_report
 from aadml_jax.objective import Objective
 from aadml_jax.training.config import RecipeConfig
+from aadml_jax.training.epochs import is_due, mean_losses
 from aadml_jax.training.evaluation import outputs_in_blocks
 from aadml_jax.training.local_data import LocalData
+from aadml_jax.training.parallel import Device
+from aadml_jax.training.settings import resolved
 from aadml_jax.training.state import (
     TrainState,
     adam,
     build_model,
     finite_parts,
-    first_broken_part,
     init_state,
     run_keys,
 )
@@ -48,7 +50,17 @@ VARYING = ("seed", *_IN_OBJECTIVE, "learning_rate", "weight_decay")
 """Fields of `RecipeConfig` in which the runs of one program may differ."""
 
 _AXIS = "runs"
-_VMAP_AXES = TrainState(step=None, params=0, opt_state=0, epoch_sums=0, standardization=None)
+
+
+def _by_part(**of_part: Any) -> Any:
+    """What all arrays of a part of the state have in common, in the part's place."""
+    return TrainState(**of_part)
+
+
+_VMAP_AXES = _by_part(step=None, params=0, opt_state=0, epoch_sums=0, standardization=None)
+_SPECS = _by_part(
+    step=P(), params=P(_AXIS), opt_state=P(_AXIS), epoch_sums=P(_AXIS), standardization=P()
+)
 
 
 class Probe(NamedTuple):
@@ -71,7 +83,7 @@ class Probe(NamedTuple):
 
     def is_due(self, epoch: int, last: int) -> bool:
         """Whether to measure after this epoch of so many."""
-        return epoch == last or (self.every is not None and epoch % self.every == 0)
+        return is_due(epoch, self.every, last)
 
 
 def program_key(recipe: RecipeConfig) -> str:
@@ -96,7 +108,7 @@ class StackedRuns:
     """
 
     def __init__(
-        self, recipes: Sequence[RecipeConfig], data: LocalData, devices: tuple[jax.Device, ...]
+        self, recipes: Sequence[RecipeConfig], data: LocalData, devices: tuple[Device, ...]
     ):
         """Places the data on every device.
 
@@ -107,7 +119,8 @@ class StackedRuns:
         """
         self.recipe, self.data = recipes[0], data
         self.model = build_model(self.recipe, data.num_classes)
-        self.steps_per_epoch = data.num_train // self.recipe.batch_size
+        self.batch_size = resolved(self.recipe.batch_size)
+        self.steps_per_epoch = data.num_train // self.batch_size
         self.num_runs = len(recipes)
         # Every device gets equally many; the last run stands in where one is missing.
         missing = -len(recipes) % len(devices)
@@ -118,9 +131,6 @@ class StackedRuns:
             lambda *keys: jnp.stack(keys), *(run_keys(recipe.seed) for recipe in self.recipes)
         )
         self.values = _values_that_vary(self.recipes)
-        self.axes = TrainState(
-            step=P(), params=P(_AXIS), opt_state=P(_AXIS), epoch_sums=P(_AXIS), standardization=P()
-        )
         run_all = jax.vmap(
             self._some_steps,
             in_axes=(None, 0, 0, _VMAP_AXES, None),
@@ -130,8 +140,8 @@ class StackedRuns:
             jax.shard_map(
                 run_all,
                 mesh=self.mesh,
-                in_specs=(P(), P(_AXIS), P(_AXIS), self.axes, P()),
-                out_specs=self.axes,
+                in_specs=(P(), P(_AXIS), P(_AXIS), _SPECS, P()),
+                out_specs=_SPECS,
                 check_vma=False,
             ),
             donate_argnums=3,
@@ -142,7 +152,7 @@ class StackedRuns:
         changes = {name: values[name] for name in _IN_OBJECTIVE if name in values}
         if "loss_parameters" in changes:
             changes["loss_parameters"] = {
-                **self.recipe.loss_parameters,
+                **(self.recipe.loss_parameters or {}),
                 **changes["loss_parameters"],
             }
         most = None
@@ -153,7 +163,7 @@ class StackedRuns:
     @functools.cached_property
     def _losses(self) -> Callable[..., Array]:
         """The objective of each run on rows that are embedded already."""
-        size = self.recipe.batch_size
+        size = self.batch_size
 
         def of_run(
             values: dict[str, Any], outputs: tuple[Array, Array], params: Any, labels: Array
@@ -196,7 +206,7 @@ class StackedRuns:
         )
         train_step = make_train_step(self.model, optimizer, self._objective(values))
         order = epoch_order(keys, state.step // self.steps_per_epoch, self.data.num_train)
-        size = self.recipe.batch_size
+        size = self.batch_size
 
         def batch_at(step: Array) -> Batch:
             first = (step % self.steps_per_epoch) * size
@@ -246,7 +256,7 @@ class StackedRuns:
         return TrainState(
             *(
                 jax.tree.map(lambda leaf, spec=spec: function(leaf, spec), part)
-                for part, spec in zip(state, self.axes, strict=True)
+                for part, spec in zip(state, _SPECS, strict=True)
             )
         )
 
@@ -256,14 +266,20 @@ class StackedRuns:
             self._compiled(self.rows, self.keys, self.values, state, np.int32(num_steps))
         )
 
-    def first_broken_part(self, state: TrainState) -> tuple[RecipeConfig, str] | None:
-        """A run whose state has a number that is not finite, and in which part; None if none."""
-        finite = jax.device_get(_finite_parts_by_run(state))
-        for number, recipe in enumerate(self.recipes[: self.num_runs]):
-            part = first_broken_part({name: values[number] for name, values in finite.items()})
-            if part:
-                return recipe, part
-        return None
+    def finite_parts(self, state: TrainState) -> list[dict[str, bool]]:
+        """For each run, whether each part of its state is finite, see `state.finite_parts`."""
+        return self._by_run(jax.device_get(_finite_parts_by_run(state)))
+
+    def mean_losses(self, state: TrainState) -> list[dict[str, float]]:
+        """For each run, the mean of each part of the objective over the epoch's steps."""
+        sums = self._by_run(jax.device_get(state.epoch_sums))
+        return [mean_losses(of_run, self.steps_per_epoch) for of_run in sums]
+
+    def _by_run(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [
+            {name: stacked[number] for name, stacked in values.items()}
+            for number in range(self.num_runs)
+        ]
 
     def measuring(self, probes: Mapping[str, Probe]) -> dict[str, Callable[[Any], list[Any]]]:
         """For each probe, a function of the runs' parameters that gives their reports."""
@@ -327,7 +343,7 @@ def _values_that_vary(recipes: Sequence[RecipeConfig]) -> dict[str, Any]:
     )
     parameters = stacked(
         {
-            name: [recipe.loss_parameters[name] for recipe in recipes]
+            name: [(recipe.loss_parameters or {})[name] for recipe in recipes]
             for name in recipes[0].loss_parameters or ()
         }
     )

@@ -105,11 +105,6 @@ def finite_parts(state: TrainState) -> dict[str, Array]:
     }
 
 
-def first_broken_part(finite: dict[str, Array]) -> str | None:
-    """Name of the first of the `finite_parts` that is not finite; None if all are."""
-    return next((name for name, is_finite in finite.items() if not is_finite), None)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _init_params(model: TwoTowers, key: Array, audio: Array, visual: Array) -> Any:
     with fixed_draws():

@@ -1,14 +1,14 @@
 """One training step, and many of them in one compiled call."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aadml_jax._arrays import Array, check_count, global_row_numbers
+from aadml_jax._arrays import Array, ArrayLike, check_count, global_row_numbers
 from aadml_jax._random import fixed_generator
 from aadml_jax.models import TwoTowers
 from aadml_jax.objective import Objective
@@ -54,7 +54,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, dropout_key: Array) -> TrainState:
         def objective_of_params(params: dict) -> tuple[Array, dict[str, Array]]:
-            audio, visual = model.apply(
+            outputs: Any = model.apply(
                 {"params": params},
                 batch.audio,
                 batch.visual,
@@ -62,8 +62,12 @@ def make_train_step(
                 rows=global_row_numbers(batch.labels.shape[0], placement.axis_name),
                 rngs={"dropout": jax.random.fold_in(dropout_key, state.step)},
             )
-            outputs = Batch(audio, visual, batch.labels)
-            return placement.map_shards(objective_of_outputs, outputs, params.get("class_proxies"))
+            audio, visual = outputs
+            return placement.map_shards(
+                objective_of_outputs,
+                Batch(audio, visual, batch.labels),
+                params.get("class_proxies"),
+            )
 
         (_, parts), gradient = jax.value_and_grad(objective_of_params, has_aux=True)(state.params)
         if placement.axis_name is not None:
@@ -169,7 +173,7 @@ def check_steps(step: int, num_steps: int, steps_per_epoch: int) -> int:
     return num_steps
 
 
-def epoch_order(keys: RunKeys, epoch: Array, num_rows: int) -> Array:
+def epoch_order(keys: RunKeys, epoch: ArrayLike, num_rows: int) -> Array:
     """The order of an epoch's rows, int32 [N]: a permutation drawn from (seed, epoch)."""
     with fixed_generator():
         return jax.random.permutation(jax.random.fold_in(keys.shuffle, epoch), num_rows)
@@ -187,7 +191,7 @@ def repeat_step(
     batch_at: Callable[[Array], Batch],
     keys: RunKeys,
     state: TrainState,
-    num_steps: Array,
+    num_steps: ArrayLike,
 ) -> TrainState:
     """Within a compiled program: the state after some steps, each with the batch of its number."""
     return jax.lax.fori_loop(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from aadml_jax._arrays import Array
+from aadml_jax._arrays import Array, ArrayLike
 from aadml_jax.data import (
     LARGEST_DEVIATION,
     FeatureStandardization,
@@ -47,8 +47,8 @@ _LAST_STEP = np.iinfo(np.int32).max
 class _Span(NamedTuple):
     """Steps of a chunk to take: `count` of them, where step `first` is the chunk's first."""
 
-    first: Array
-    count: Array
+    first: ArrayLike
+    count: ArrayLike
 
 
 class _Chunk(NamedTuple):

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
 import shutil
 import time
@@ -22,16 +21,16 @@ from aadml_jax._files import written_as_a_whole
 from aadml_jax.errors import UserError, one_line
 from aadml_jax.training.checkpoints import Checkpoints, Progress
 from aadml_jax.training.config import RecipeConfig, TrainConfig
+from aadml_jax.training.epochs import require_finite, require_finite_parts, steps_per_call
 from aadml_jax.training.local_data import LocalData
-from aadml_jax.training.loop import TrainingDiverged
+from aadml_jax.training.parallel import Device
 from aadml_jax.training.run_folder import environment, versions
+from aadml_jax.training.settings import resolved
 from aadml_jax.training.signals import Interrupted, StopSignal
 from aadml_jax.training.stacked_runs import VARYING, Probe, StackedRuns, program_key
 from aadml_jax.training.state import TrainState
 
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
-# A signal is answered between calls. On a CPU so many steps of single runs take seconds.
-_STEPS_PER_SLOW_CALL = 64
 _HISTORY_FILE = "history.json"
 
 
@@ -62,7 +61,7 @@ def programs(configs: Sequence[TrainConfig], most_runs: int) -> list[list[int]]:
     Returns:
       Numbers of the configurations, a list for each program, in order of their first run.
     """
-    groups: dict[str, list[list[int]]] = {}
+    groups: dict[tuple[str, int], list[list[int]]] = {}
     for number, config in enumerate(configs):
         of_kind = groups.setdefault(_program_of(config), [[]])
         if len(of_kind[-1]) == most_runs:
@@ -71,8 +70,12 @@ def programs(configs: Sequence[TrainConfig], most_runs: int) -> list[list[int]]:
     return sorted(group for of_kind in groups.values() for group in of_kind)
 
 
-def _program_of(config: TrainConfig) -> tuple[str, int | None]:
-    return program_key(config.recipe), config.launch.epochs
+def _program_of(config: TrainConfig) -> tuple[str, int]:
+    return program_key(config.recipe), _epochs(config)
+
+
+def _epochs(config: TrainConfig) -> int:
+    return resolved(config.launch.epochs)
 
 
 def run_sweep(
@@ -82,7 +85,7 @@ def run_sweep(
     *,
     folder: pathlib.Path,
     most_runs: int = 20,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[RunHistory]:
     """Trains all runs, program by program, but those whose histories the folder already has.
@@ -115,7 +118,7 @@ def run_sweep(
     names = [_identity([config], surroundings) for config in configs]
     missing = {name: config for name, config in zip(names, configs, strict=True)}
     missing = {name: config for name, config in missing.items() if name not in known}
-    total, done = sum(config.launch.epochs for config in missing.values()), 0
+    total, done = sum(map(_epochs, missing.values())), 0
     to_do = list(missing.items())
     stop = StopSignal()
     with stop.listening(), _promotion():
@@ -129,7 +132,7 @@ def run_sweep(
             identity = _identity(group_configs, surroundings)
             partial = folder / f"partial-{identity}"
             histories = _run_program(group_configs, data, probes, partial, devices, count, stop)
-            done += sum(config.launch.epochs for config in group_configs)
+            done += sum(map(_epochs, group_configs))
             runs = {
                 name: history._asdict()
                 for (name, _), history in zip(of_group, histories, strict=True)
@@ -179,7 +182,7 @@ def run_program(
     probes: Mapping[str, Probe],
     *,
     folder: pathlib.Path | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> list[RunHistory]:
     """Trains runs in step, and measures them.
@@ -215,80 +218,64 @@ def _run_program(
     data: LocalData,
     probes: Mapping[str, Probe],
     folder: pathlib.Path | None,
-    devices: Sequence[jax.Device] | None,
+    devices: Sequence[Device] | None,
     on_epoch: Callable[[int], None],
     stop: StopSignal,
 ) -> list[RunHistory]:
     recipes = [config.recipe for config in configs]
     program = StackedRuns(recipes, data, tuple(devices or jax.local_devices()))
-    last = configs[0].launch.epochs
+    last = _epochs(configs[0])
     measure = program.measuring(probes)
     history = [
         RunHistory({}, {name: {"epochs": [], "reports": []} for name in probes}) for _ in configs
     ]
-    first, epoch, checkpoints = program.first_state(), 0, None
-    steps_per_call = program.steps_per_epoch
-    if program.mesh.devices.flat[0].platform == "cpu":
-        steps_per_call = max(1, _STEPS_PER_SLOW_CALL // len(configs))
+    first, epoch, kept = program.first_state(), 0, None
+    most_steps = steps_per_call(
+        program.steps_per_epoch,
+        is_slow=program.mesh.devices.flat[0].platform == "cpu",
+        num_runs=len(configs),
+    )
     with contextlib.ExitStack() as stack:
         if folder is not None:
-            surroundings = _surroundings(data, probes)
-            identity = _identity(configs, surroundings)
-            members = [_identity([config], surroundings) for config in configs]
-            restored = _reopen(folder, identity)
-            checkpoints = stack.enter_context(Checkpoints(folder))
-            if restored is not None and (found := checkpoints.restore_latest(first)) is not None:
-                first, epoch = found[0], found[1].epoch
-                history = [_cut(RunHistory(**run), epoch) for run in restored]
+            kept = stack.enter_context(_ProgramFolder(folder, configs, _surroundings(data, probes)))
+            if (restored := kept.restore(first)) is not None:
+                first, epoch, history = restored
         state = program.placed(first)
         saved = time.monotonic()
-
-        def save() -> None:
-            _require_finite_state(program, state, epoch)
-            _write(folder, identity, members, history)
-            checkpoints.save(program.on_host(state), Progress(epoch, 0.0, None))
-
         while epoch < last:
             while remaining := (epoch + 1) * program.steps_per_epoch - int(state.step):
                 if stop.name is not None:
-                    if checkpoints is not None:
-                        save()
-                        checkpoints.wait()
+                    if kept is not None:
+                        _require_finite_state(program, recipes, state, epoch)
+                        kept.save(program.on_host(state), epoch, history)
+                        kept.wait()
                     raise Interrupted(_farewell(stop.name, epoch, last, folder))
-                state = program.run_steps(state, min(remaining, steps_per_call))
+                state = program.run_steps(state, min(remaining, most_steps))
             epoch += 1
             for run, recipe, losses in zip(
-                history, recipes, _mean_losses(program, state), strict=True
+                history, recipes, program.mean_losses(state), strict=True
             ):
                 for name, value in losses.items():
-                    _require_finite(name, value, recipe, epoch)
+                    require_finite(f"{name} of a run", value, _where(recipe, epoch))
                     run.losses.setdefault(name, []).append(value)
-            _require_finite_state(program, state, epoch)
+            _require_finite_state(program, recipes, state, epoch)
             for name, probe in probes.items():
                 if not probe.is_due(epoch, last):
                     continue
                 for run, recipe, report in zip(
                     history, recipes, measure[name](state.params), strict=True
                 ):
-                    _require_finite("MAP", report["mean"]["map"], recipe, epoch)
-                    _require_finite("loss", report.get("loss", 0.0), recipe, epoch)
+                    where = _where(recipe, epoch)
+                    require_finite("MAP of a run", report["mean"]["map"], where)
+                    require_finite("loss of a run", report.get("loss", 0.0), where)
                     run.reports[name]["epochs"].append(epoch)
                     run.reports[name]["reports"].append(report)
             with contextlib.suppress(OSError):  # of an output that is gone: it costs no run
                 on_epoch(epoch)
-            if checkpoints is not None and time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
-                save()
+            if kept is not None and time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
+                kept.save(program.on_host(state), epoch, history)
                 saved = time.monotonic()
     return history
-
-
-def _mean_losses(program: StackedRuns, state: TrainState) -> list[dict[str, float]]:
-    """For each run, the mean of each part of the objective over the epoch's steps."""
-    sums = jax.device_get(state.epoch_sums)
-    return [
-        {name: float(totals[number]) / program.steps_per_epoch for name, totals in sums.items()}
-        for number in range(program.num_runs)
-    ]
 
 
 def _farewell(signal_name: str, epoch: int, last: int, folder: pathlib.Path | None) -> str:
@@ -298,22 +285,18 @@ def _farewell(signal_name: str, epoch: int, last: int, folder: pathlib.Path | No
     return f"{words}, state saved; the same command resumes"
 
 
-def _require_finite(name: str, value: float, recipe: RecipeConfig, epoch: int) -> None:
-    if not math.isfinite(value):
-        raise _diverged(f"the {name} of a run became {value}", recipe, epoch)
+def _require_finite_state(
+    program: StackedRuns, recipes: Sequence[RecipeConfig], state: TrainState, epoch: int
+) -> None:
+    for recipe, finite in zip(recipes, program.finite_parts(state), strict=True):
+        require_finite_parts(finite, _where(recipe, epoch), of=" of a run")
 
 
-def _require_finite_state(program: StackedRuns, state: TrainState, epoch: int) -> None:
-    """Stops before anything of a broken state is saved."""
-    if broken := program.first_broken_part(state):
-        recipe, part = broken
-        raise _diverged(f"the {part} of a run became infinite or not a number", recipe, epoch)
-
-
-def _diverged(what: str, recipe: RecipeConfig, epoch: int) -> TrainingDiverged:
+def _where(recipe: RecipeConfig, epoch: int) -> str:
+    """The end of the message that a run has diverged."""
     settings = {name: getattr(recipe, name) for name in ("loss", *VARYING)}
     said = ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
-    return TrainingDiverged(f"{what} in epoch {epoch} ({said}); lower --learning_rate")
+    return f"in epoch {epoch} ({said}); lower --learning_rate"
 
 
 def _surroundings(data: LocalData, probes: Mapping[str, Probe]) -> bytes:
@@ -328,7 +311,7 @@ def _surroundings(data: LocalData, probes: Mapping[str, Probe]) -> bytes:
         digest.update(json.dumps([name, *probe[1:]]).encode())
         for array in probe.rows:
             digest.update(f"{array.shape}{array.dtype}".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
     return digest.digest()
 
 
@@ -341,29 +324,58 @@ def _identity(configs: Sequence[TrainConfig], surroundings: bytes) -> str:
     return digest.hexdigest()
 
 
-def _reopen(folder: pathlib.Path, identity: str) -> list[dict[str, Any]] | None:
-    """The histories kept in a folder; without any of the same sweep, a new folder."""
-    try:
-        kept = json.loads((folder / _HISTORY_FILE).read_text())
-        if kept["identity"] == identity:
-            return kept["runs"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return None
+class _ProgramFolder:
+    """The histories and the states of a program's runs on disk; waits for pending writes."""
 
+    def __init__(self, path: pathlib.Path, configs: Sequence[TrainConfig], surroundings: bytes):
+        """Opens the folder; one of other runs is emptied."""
+        self._path = path
+        self._identity = _identity(configs, surroundings)
+        self._members = [_identity([config], surroundings) for config in configs]
+        self._histories = self._read()
+        if self._histories is None:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+        self._checkpoints = Checkpoints(path)
 
-def _write(
-    folder: pathlib.Path, identity: str, members: Sequence[str], history: Sequence[RunHistory]
-) -> None:
-    kept = {
-        "identity": identity,
-        "members": members,
-        "runs": [run._asdict() for run in history],
-    }
-    with written_as_a_whole(folder / _HISTORY_FILE) as file:
-        json.dump(kept, file)
+    def __enter__(self) -> "_ProgramFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._checkpoints.__exit__(*exception)
+
+    def _read(self) -> list[dict[str, Any]] | None:
+        try:
+            kept = json.loads((self._path / _HISTORY_FILE).read_text())
+            return kept["runs"] if kept["identity"] == self._identity else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def restore(self, template: TrainState) -> tuple[TrainState, int, list[RunHistory]] | None:
+        """State, epochs done and histories; None if there is no checkpoint yet."""
+        if self._histories is None:
+            return None
+        restored = self._checkpoints.restore_latest(template)
+        if restored is None:
+            return None
+        state, progress = restored
+        histories = [_cut(RunHistory(**run), progress.epoch) for run in self._histories]
+        return state, progress.epoch, histories
+
+    def save(self, state: TrainState, epoch: int, histories: Sequence[RunHistory]) -> None:
+        """Writes the histories, and in the background the state after so many epochs."""
+        content = {
+            "identity": self._identity,
+            "members": self._members,
+            "runs": [history._asdict() for history in histories],
+        }
+        with written_as_a_whole(self._path / _HISTORY_FILE) as file:
+            json.dump(content, file)
+        self._checkpoints.save(state, Progress(epoch, 0.0, None))
+
+    def wait(self) -> None:
+        """Waits until the state is on disk."""
+        self._checkpoints.wait()
 
 
 def _cut(run: RunHistory, epoch: int) -> RunHistory:

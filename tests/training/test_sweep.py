@@ -11,7 +11,7 @@ import pytest
 
 from aadml_jax.data import SyntheticSpec, make_synthetic
 from aadml_jax.errors import UserError
-from aadml_jax.training import sweep
+from aadml_jax.training import epochs, sweep
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.local_data import load_local_data
 from aadml_jax.training.loop import TrainingDiverged, run_training
@@ -176,7 +176,7 @@ def signalling(monkeypatch, number, steps):
         return state
 
     monkeypatch.setattr(StackedRuns, "run_steps", run_and_signal)
-    monkeypatch.setattr(sweep, "_STEPS_PER_SLOW_CALL", 2)  # one of each run's steps, for two runs
+    monkeypatch.setattr(epochs, "_STEPS_PER_SLOW_CALL", 2)  # one of each run's steps, for two runs
 
 
 # Within the first epoch, at the end of the second, and in the last epoch of the sweep.
@@ -239,7 +239,7 @@ def test_a_state_of_a_sweep_that_is_not_finite_is_not_saved(tmp_path, monkeypatc
 
     with monkeypatch.context() as patched:
         patched.setattr(StackedRuns, "run_steps", run_and_break)
-        patched.setattr(sweep, "_STEPS_PER_SLOW_CALL", 2)
+        patched.setattr(epochs, "_STEPS_PER_SLOW_CALL", 2)
         # The second of the runs, which has seed 4.
         with pytest.raises(TrainingDiverged, match=r"the parameters of a run became .*seed 4"):
             run_program(RUNS[:2], DATA, PROBES, folder=tmp_path / "program", devices=ONE_DEVICE)
