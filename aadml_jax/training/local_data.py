@@ -99,6 +99,9 @@ def load_local_data(
         },
         "give all of them the same data",
     )
+    # 10 rows over 4 devices are shards of 3, the last one padded: a process with the first two
+    # devices has the local rows 0 to 5, one with the other two 6 to 9. What is measured here counts
+    # each row once, so the padding is left to `Placement.shard`.
     splits = {"train": dataset.train, "test": dataset.test}
     local = {name: placement.local_rows(len(split)) for name, split in splits.items()}
     counts = {name: rows.stop - rows.start for name, rows in local.items()}
