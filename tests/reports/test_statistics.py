@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from aadml_jax.errors import UserError
 from aadml_jax.reports.statistics import (
     MeanAndSpread,
     band_over_seeds,
@@ -72,13 +71,13 @@ def test_equal_differences_have_an_interval_without_width():
         (["x"], "must be numbers"),
     ],
 )
-def test_bad_values_end_in_a_line(values, message):
-    with pytest.raises(UserError, match=message):
+def test_bad_values_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
         mean_and_spread(values)
 
 
-def test_unpaired_values_and_an_odd_confidence_end_in_a_line():
-    with pytest.raises(UserError, match="2 values cannot be paired with 1 of the baseline"):
+def test_unpaired_values_and_an_odd_confidence_are_named():
+    with pytest.raises(ValueError, match="2 values cannot be paired with 1 of the baseline"):
         paired_difference([1.0, 2.0], [1.0])
-    with pytest.raises(UserError, match="confidence of 95 is not between 0 and 1"):
+    with pytest.raises(ValueError, match="confidence of 95 is not between 0 and 1"):
         paired_difference([1.0, 2.0], [1.0, 2.0], confidence=95)

@@ -210,7 +210,8 @@ def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
         raise UserError(f"{path} is not UTF-8 text ({one_line(error)}); save it as such") from error
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {reader and reader.line_num}: {one_line(error)}; close quotes, or write it anew"
+            f"{path}, line {reader and reader.line_num}: {one_line(error)}; close quotes, or write "
+            "it anew"
         ) from error
     if not lines_of_ids:
         raise UserError(f"{path} lists no clips; write one line for each")

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aadml_jax.errors import UserError
 from aadml_jax.reports.figures import style
 from aadml_jax.reports.figures.content import Curve, Embedding, Panel, Reference
 from aadml_jax.reports.figures.style import MUTED, PALETTE, PAPER
@@ -41,7 +40,8 @@ def draw_curves(panels: Sequence[Panel], *, share_y: bool = False) -> "Figure":
       share_y: whether all have one range of y.
 
     Raises:
-      UserError: there is no panel, or Matplotlib isn't installed.
+      ValueError: if there is no panel.
+      UserError: if Matplotlib is not installed, or a label begins with _.
     """
     looks = _looks([curve for panel in panels for curve in panel.curves])
     levels = _levels([reference for panel in panels for reference in panel.references])
@@ -100,18 +100,18 @@ def draw_heat_map(
       decimals: of the numbers in the cells.
 
     Raises:
-      UserError: labels don't fit the matrix, or it holds no number or an infinite one, or
-        Matplotlib isn't installed.
+      ValueError: if labels do not fit the matrix, or it holds no number or an infinite one.
+      UserError: if Matplotlib is not installed.
     """
     values = style.check_array(matrix, f"heat map {title!r}", nan_allowed=True)
     if values.shape != (len(row_labels), len(column_labels)):
-        raise UserError(
+        raise ValueError(
             f"heat map {title!r} has shape {values.shape}, "
             f"with {len(row_labels)} row labels and {len(column_labels)} column labels; "
             "give one for each"
         )
     if np.isnan(values).all():
-        raise UserError(f"heat map {title!r} holds no number; leave it out")
+        raise ValueError(f"heat map {title!r} holds no number; leave it out")
     low = float(np.nanmin(values)) if low is None else low
     high = float(np.nanmax(values)) if high is None else high
     rows, columns = values.shape
@@ -157,17 +157,17 @@ def draw_scatter(panels: Sequence[Embedding], *, class_names: Sequence[str]) -> 
       class_names: name of each class, at most 16, for more cannot be told apart.
 
     Raises:
-      UserError: there is no panel, there are too many classes, a label has no name, or Matplotlib
-        isn't installed.
+      ValueError: if there is no panel, there are too many classes, or a label has no name.
+      UserError: if Matplotlib is not installed, or a class's name begins with _.
     """
     most = 2 * len(PALETTE)
     if len(class_names) > most:
-        raise UserError(
+        raise ValueError(
             f"{len(class_names)} classes cannot be told apart by colour; choose at most {most}"
         )
     for panel in panels:
         if (largest := max(panel.labels, default=0)) >= len(class_names):
-            raise UserError(
+            raise ValueError(
                 f"embedding {panel.title!r} has label {largest}, and class_names only "
                 f"{len(class_names)} names; name every class"
             )
@@ -214,12 +214,12 @@ def draw_bars(
       references: vertical lines.
 
     Raises:
-      UserError: lengths differ, a value isn't finite, there are too many series or none, or
-        Matplotlib isn't installed.
+      ValueError: if lengths differ, a value is not finite, or there are too many series or none.
+      UserError: if Matplotlib is not installed, or a label begins with _.
     """
     hatches = ("", "////", "....", "xxxx")
     if not 1 <= len(series) <= len(hatches):
-        raise UserError(f"bars {title!r}: {len(series)} series; give 1 to {len(hatches)}")
+        raise ValueError(f"bars {title!r}: {len(series)} series; give 1 to {len(hatches)}")
     for name, values in series.items():
         style.check_vector(values, f"bars {title!r}, {name!r}", len(labels))
     height = 0.8 / len(series)
@@ -266,14 +266,14 @@ def draw_intervals(
       value_label: what the differences are.
 
     Raises:
-      UserError: lengths differ, there is no panel or no label, a number isn't finite, or
-        Matplotlib isn't installed.
+      ValueError: if lengths differ, there is no panel or no label, or a number is not finite.
+      UserError: if Matplotlib is not installed.
     """
     if not panels or not labels:
-        raise UserError("intervals without a panel or a label; leave the figure out")
+        raise ValueError("intervals without a panel or a label; leave the figure out")
     for title, differences in panels.items():
         if len(differences) != len(labels):
-            raise UserError(
+            raise ValueError(
                 f"intervals {title!r}: {len(differences)} differences for {len(labels)} labels; "
                 "give one for each"
             )
