@@ -39,7 +39,8 @@ class _Direction(NamedTuple):
       key: the same for names of files.
       queries: "audio" or "visual".
       average_precisions: [N].
-      retrieved: see `retrieved_classes`; None for multi-hot labels.
+      retrieved: [C, C], the shares of the retrieved classes (columns), averaged over the queries of
+        each class (rows); None for multi-hot labels.
       best: of the queries, best first.
       worst: worst first.
     """
