@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aadml_jax.errors import UserError
+from aadml_jax.errors import UserError, require_extra
 from aadml_jax.reports.figures.fonts import add_missing_fonts, drawn_width
 
 if TYPE_CHECKING:
@@ -67,12 +67,12 @@ def own_style() -> Iterator[None]:
     Raises:
       UserError: if Matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError(
-            "figures need Matplotlib, which is not installed; run `pip install -e '.[plots]'`"
-        ) from None
+    require_extra(
+        "matplotlib",
+        "figures need Matplotlib, which is not installed; run `pip install -e '.[plots]'`",
+    )
+    import matplotlib
+
     with matplotlib.rc_context(), warnings.catch_warnings():
         # Told once for all figures by `add_missing_fonts`.
         warnings.filterwarnings("ignore", r"Glyph .* missing from")

@@ -1,6 +1,5 @@
 """Sections of a report that show a retrieval: pictures and tables of both directions."""
 
-import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from aadml_jax.errors import UserError
+from aadml_jax.errors import require_extra
 from aadml_jax.metrics import average_precision
 from aadml_jax.reports.figures import Reference, draw_bars, draw_heat_map
 from aadml_jax.reports.page import Report, Section
@@ -61,11 +60,11 @@ def require_plots() -> None:
       UserError: naming the package that is missing.
     """
     for package, module in (("matplotlib", "matplotlib"), ("scikit-learn", "sklearn")):
-        if importlib.util.find_spec(module) is None:
-            raise UserError(
-                f"pictures need the package {package}, which is not installed; "
-                "run pip install -e '.[plots]'"
-            )
+        require_extra(
+            module,
+            f"pictures need the package {package}, which is not installed; "
+            "run pip install -e '.[plots]'",
+        )
 
 
 def add_retrieval_sections(
