@@ -15,7 +15,7 @@ from absl import logging
 from aadml_jax.errors import UserError
 
 # What the system says of a disk or a network drive that gives no data.
-_OF_THE_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV)
+_DISK_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV)
 # A path object of gs://bucket/run has lost the second slash.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -153,7 +153,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         if number is None:
             # zipfile makes one error of its own of whatever the system says.
             number = getattr(error.__context__, "errno", None)
-            if number is None or number not in _OF_THE_DISK:
+            if number is None or number not in _DISK_ERRORS:
                 raise
         raise system_refusal(path, number) from error
 

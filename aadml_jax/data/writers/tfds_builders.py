@@ -41,7 +41,9 @@ from aadml_jax.data.writers.summary import DatasetSummary
 from aadml_jax.errors import UserError, one_line
 
 # What av_digits downloads: size, SHA-256 and file name by address.
-_PINS = tfds.download.checksums.load_url_infos(pathlib.Path(__file__).with_name("checksums.tsv"))
+_CHECKSUMS = tfds.download.checksums.load_url_infos(
+    pathlib.Path(__file__).with_name("checksums.tsv")
+)
 
 
 class FeatureBuilder(FileReaderBuilder, skip_registration=True):
@@ -279,14 +281,15 @@ def fetch_av_digits(
       UserError: A file can't be downloaded, or is not the one that checksums.tsv pins.
     """
     files = {
-        info.filename: _fetched(url, info, download_dir, manual_dir) for url, info in _PINS.items()
+        info.filename: _fetch_file(url, info, download_dir, manual_dir)
+        for url, info in _CHECKSUMS.items()
     }
     return av_digits.open_av_digits(
         *(files[name] for name in av_digits.FILE_NAMES), num_recordings=av_digits.NUM_RECORDINGS
     )
 
 
-def _fetched(
+def _fetch_file(
     url: str,
     info: Any,
     download_dir: str | os.PathLike[str],

@@ -138,7 +138,7 @@ def legend(figure: "Figure", handles: Mapping[str, Any]) -> None:
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
 
 
-def settled(figure: "Figure") -> "Figure":
+def freeze_layout(figure: "Figure") -> "Figure":
     """Fixes the layout, which would otherwise move a little each time the figure is written."""
     add_missing_fonts(figure)
     figure.draw_without_rendering()
@@ -146,7 +146,7 @@ def settled(figure: "Figure") -> "Figure":
     return figure
 
 
-def short(number: str) -> str:
+def format_decimal(number: str) -> str:
     """A decimal as the tables write it: .5 for 0.5, with a real minus."""
     if number.lstrip("-").startswith("0."):
         number = number.replace("0.", ".", 1)
