@@ -149,6 +149,9 @@ def by_rows(ranking: RankingKeys, metric: Callable[[Hits], np.ndarray]) -> np.nd
 
 
 def _hits(keys: np.ndarray, relevant: np.ndarray) -> Hits:
+    # Two queries of three items, whose keys are 4′ 2 8 and 8′ 6 2′ (′ is relevant):
+    #   ordered 3 4 9 | 2 7 8, hits are even; places 1 | 3 5 in `flat`, counts 1 2, firsts 0 1;
+    #   ranks 2 | 1 3, each place less that at which its row begins, and 1 more.
     num_rows, num_columns = keys.shape
     ordered = keys | 1
     ordered -= relevant  # the lowest bit is 0 for relevant items, 1 for all others
@@ -216,6 +219,9 @@ def _order_ties(
     order = np.lexsort((of_members, rows))  # stable: equal keys stay in gallery order
     rows, of_members = rows[order], of_members[order]
     is_hit = relevant.ravel()[members[order]]
+    # In the example: members 0 1 2 3, in order 0 3 1 2, of which the first and the last are hits.
+    # The group's last hit has rank 2 and is the second of 2, so the members rank from 1 to 4;
+    # the hits' ranks, 1 and 2 so far, become 1 and 4.
     hits_until = np.cumsum(is_hit)
 
     def begins(values: np.ndarray) -> np.ndarray:
