@@ -8,11 +8,14 @@ import pathlib
 import re
 import stat
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from absl import logging
 
 from aadml_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsRead
 
 # What the system says of a disk or a network drive that gives no data.
 _DISK_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV)
@@ -176,7 +179,7 @@ def system_refusal(path: str | os.PathLike[str], number: int) -> UserError:
     return UserError(f"{path} cannot be read ({os.strerror(number)}); {remedy}")
 
 
-def read_at_most(file: IO[bytes], size: int) -> bytearray:
+def read_at_most(file: "SupportsRead[bytes]", size: int) -> bytearray:
     """The next bytes of a file, `size` of them if there are as many.
 
     Memory grows with what is there, as with `file.read(size)` it does not.

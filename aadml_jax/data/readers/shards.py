@@ -20,6 +20,9 @@ from aadml_jax.data.paired_features import StoredFeatures
 from aadml_jax.data.readers.file_kinds import ARRAY_RECORD, first_bytes, require_no_other_kind
 from aadml_jax.errors import UserError, one_line
 
+# Protobuf makes the class when the module is imported.
+Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
+
 SPLITS = ("train", "test")
 
 # Of a split, when it is opened.
@@ -106,7 +109,7 @@ def _examples(source: ArrayRecordDataSource, rows: np.ndarray, what: str) -> lis
     """The features of some records by their names."""
     try:
         return [
-            tf_example_pb2.Example.FromString(record).features.feature
+            Example.FromString(record).features.feature
             for record in source.__getitems__(rows.tolist())
         ]
     except Exception as error:  # array_record and protobuf raise errors of their own

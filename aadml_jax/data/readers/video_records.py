@@ -17,12 +17,12 @@ from typing import IO, NamedTuple
 
 import google_crc32c
 import numpy as np
-from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from aadml_jax._files import local_path, reading, require_readable_file
 from aadml_jax.data.paired_features import StoredFeatures
 from aadml_jax.data.readers.file_kinds import GZIP, START_BYTES, ZEROS, kind_of
+from aadml_jax.data.readers.shards import Example
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
 from aadml_jax.errors import UserError, one_line
 
@@ -186,7 +186,7 @@ def _masked_crc(content: bytes) -> int:
 def _parse(content: bytes, what: str) -> _Video:
     """The features of a record."""
     try:
-        feature = tf_example_pb2.Example.FromString(content).features.feature
+        feature = Example.FromString(content).features.feature
     except Exception as error:  # protobuf raises errors of its own
         raise UserError(
             f"{what} is no Example ({one_line(error)}); fetch the file again"

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from aadml_jax._files import publish
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
+from aadml_jax.data.readers.shards import Example
 
 # A shard is what an interrupted writer loses at most.
 _SHARD_BYTES = 64 * 2**20
@@ -107,7 +107,7 @@ def _records(features: PairedFeatures) -> Iterator[bytes]:
     audio, visual = (array.astype("<f4", copy=False) for array in (features.audio, features.visual))
     is_multi_hot = features.labels.ndim == 2
     for audio_row, visual_row, label in zip(audio, visual, features.labels, strict=True):
-        example = tf_example_pb2.Example()
+        example = Example()
         feature = example.features.feature
         feature["audio"].bytes_list.value.append(audio_row.tobytes())
         feature["visual"].bytes_list.value.append(visual_row.tobytes())

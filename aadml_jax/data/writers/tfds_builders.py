@@ -24,6 +24,7 @@ import numpy as np
 import pooch
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+from tensorflow_datasets.core.download import checksums
 
 from aadml_jax._files import held_lock, local_path, require_readable_file
 from aadml_jax.data.readers import av_digits
@@ -41,9 +42,7 @@ from aadml_jax.data.writers.summary import DatasetSummary
 from aadml_jax.errors import UserError, one_line
 
 # What av_digits downloads: size, SHA-256 and file name by address.
-_CHECKSUMS = tfds.download.checksums.load_url_infos(
-    pathlib.Path(__file__).with_name("checksums.tsv")
-)
+_CHECKSUMS = checksums.load_url_infos(pathlib.Path(__file__).with_name("checksums.tsv"))
 
 
 class FeatureBuilder(FileReaderBuilder, skip_registration=True):
@@ -130,8 +129,9 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
         download_config: tfds.download.DownloadConfig | None = None,
     ) -> None:
         dataset = self.open_source(dl_manager) if self.source is None else self.source
+        features: Any = self.info.features  # whose members TFDS types too widely
         for name in ("audio", "visual"):
-            declared, dim = self.info.features[name].shape[0], getattr(dataset, f"{name}_dim")
+            declared, dim = features[name].shape[0], getattr(dataset, f"{name}_dim")
             if declared != dim:
                 raise UserError(
                     f"{dataset.source}: {name} features have {dim} columns, but {self.name} has "
@@ -147,6 +147,7 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
             measured.nearly_constant,
             LARGEST_DEVIATION,
         )
+        assert self.info.metadata is not None  # _info gives one
         self.info.metadata.update(metadata_of(dataset, facts))
         for split in written.values():
             for path in split.paths:
@@ -210,7 +211,7 @@ class _Prepared(FeatureBuilder, skip_registration=True):
     """A data set that was opened elsewhere, under its own name."""
 
     def __init__(self, source: RetrievalDataset, spec: DatasetSpec | None, data_dir: pathlib.Path):
-        self.name = source.name
+        self.name = source.name  # pyright: ignore[reportAttributeAccessIssue]  # else the class's
         super().__init__(source=source, spec=spec, data_dir=data_dir)
 
 
@@ -314,7 +315,10 @@ def _fetch_file(
             known_hash=f"sha256:{info.checksum}",
             fname=info.filename,
             path=folder,
-            downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30),
+            # pooch's own type of a downloader names the parameters otherwise.
+            downloader=pooch.HTTPDownloader(  # pyright: ignore[reportArgumentType]
+                progressbar=sys.stderr.isatty(), timeout=30
+            ),
         )
     except Exception as error:  # of the network, of the disk, or of a checksum
         # Errors of the network are paragraphs about its layers.

@@ -77,6 +77,7 @@ def own_style() -> Iterator[None]:
         # Told once for all figures by `add_missing_fonts`.
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
         matplotlib.rcdefaults()
+        # Matplotlib's stubs take no other texts than the known keys, one by one.
         matplotlib.rcParams.update(_STYLE)  # pyright: ignore[reportArgumentType, reportCallIssue]
         yield
 
