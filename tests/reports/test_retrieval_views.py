@@ -21,82 +21,72 @@ def ranked(scores):
     return sorted(range(len(scores)), key=lambda item: (-scores[item], item))
 
 
-def retrieved_classes(scores, query_labels, gallery_labels, num_classes, **options):
+def retrieved_classes(scores, query_labels, gallery_labels, num_classes):
     """The shares averaged over the queries of each class, as the sections of a report do it."""
-    shares = views.retrieved_class_shares(
-        scores, query_labels, gallery_labels, num_classes, **options
-    )
+    shares = views.retrieved_class_shares(scores, query_labels, gallery_labels, num_classes)
     return views.mean_by_class(shares, query_labels, num_classes)
 
 
-@pytest.mark.parametrize("k", [None, 1, 7, 31])
-def test_retrieved_classes_are_the_counted_ones(k):
+def counted_shares(scores, queries, gallery, num_classes):
+    """Shares of the classes among each query's first results, ties in gallery order."""
+    shares = np.zeros((len(queries), num_classes))
+    for row, query in enumerate(queries):
+        depth = list(gallery).count(query)
+        for item in ranked(scores[row])[:depth]:
+            shares[row, gallery[item]] += 1 / depth
+    return shares
+
+
+def test_retrieved_classes_are_the_counted_ones():
     scores, queries, gallery = random_case(0)
-    counts = np.zeros((4, 4))
-    for query, row in enumerate(scores):
-        depth = list(gallery).count(queries[query]) if k is None else k
-        for item in ranked(row)[:depth]:
-            counts[queries[query], gallery[item]] += 1
-    expected = counts / counts.sum(axis=1, keepdims=True)
-    result = retrieved_classes(scores, queries, gallery, 4, k=k)
+    shares = counted_shares(scores, queries, gallery, 4)
+    expected = [shares[queries == number].mean(axis=0) for number in range(4)]
+    result = retrieved_classes(scores, queries, gallery, 4)
     np.testing.assert_allclose(result, expected, rtol=1e-12)
     np.testing.assert_allclose(result.sum(axis=1), 1, rtol=1e-12)
 
 
-def test_the_first_result_alone_is_scikit_learns_confusion_of_a_nearest_neighbour_classifier():
-    scores, queries, gallery = random_case(1, n=40, m=17)
+def test_with_one_item_a_class_it_is_scikit_learns_confusion_of_a_nearest_neighbour_classifier():
+    scores, queries, gallery = random_case(1, n=40, m=4)
     found = gallery[np.argmax(scores, axis=1)]
     expected = confusion_matrix(queries, found, normalize="true")
-    result = retrieved_classes(scores, queries, gallery, 4, k=1)
-    np.testing.assert_allclose(result, expected, rtol=1e-12)
+    np.testing.assert_allclose(retrieved_classes(scores, queries, gallery, 4), expected, rtol=1e-12)
 
 
-def test_a_perfect_ranking_gives_the_identity_and_the_default_depth_is_the_size_of_the_class():
+def test_a_perfect_ranking_gives_the_identity():
     _, queries, gallery = random_case(2)
     scores = (queries[:, None] == gallery).astype(float)
     np.testing.assert_array_equal(retrieved_classes(scores, queries, gallery, 4), np.identity(4))
 
 
-def test_equal_scores_rank_in_gallery_order_whatever_the_sign_of_zero():
+def test_items_of_equal_scores_share_the_last_places_whatever_the_sign_of_zero():
     scores = np.array([[0.0, -0.0, 0.0, -1.0, 0.0]])
-    # Class 1 has two items; the first two in gallery order are one of class 0 and one of class 1.
+    # Class 1 has two items, so two of the four at zero are found: each with probability 1/2.
     result = retrieved_classes(scores, np.array([1]), np.array([0, 1, 2, 1, 2]), 3)
-    np.testing.assert_array_equal(result[1], [0.5, 0.5, 0])
+    np.testing.assert_array_equal(result[1], [0.25, 0.25, 0.5])
 
 
-@pytest.mark.parametrize("k", [None, 1, 3, 6])
-def test_expected_ties_are_the_mean_over_all_orders_of_the_gallery(k):
+def test_ties_are_the_mean_over_all_orders_of_the_gallery():
     rng = np.random.default_rng(8)
     scores = rng.integers(0, 3, (4, 6)) * 0.5
     scores[scores == 0] *= -1  # −0.0 is a tie of 0.0
     scores[0, 0] = 0.0
     queries, gallery = np.array([0, 1, 2, 1]), np.array([0, 1, 1, 2, 0, 1])
-    orders = [list(order) for order in itertools.permutations(range(6))]
     expected = np.mean(
         [
-            views.retrieved_class_shares(scores[:, order], queries, gallery[order], 3, k=k)
-            for order in orders
+            counted_shares(scores[:, order], queries, gallery[order], 3)
+            for order in map(list, itertools.permutations(range(6)))
         ],
         axis=0,
     )
-    shares = views.retrieved_class_shares(scores, queries, gallery, 3, k=k, ties="expected")
+    shares = views.retrieved_class_shares(scores, queries, gallery, 3)
     np.testing.assert_allclose(shares, expected, rtol=1e-12)
-    by_class = retrieved_classes(scores, queries, gallery, 3, k=k, ties="expected")
-    np.testing.assert_allclose(by_class[1], expected[[1, 3]].mean(axis=0), rtol=1e-12)
-
-
-def test_an_unknown_rule_for_ties_is_refused():
-    with pytest.raises(ValueError, match=r"ties must be one of .*'random'"):
-        retrieved_classes(*random_case(0), 4, ties="random")
 
 
 def test_classes_without_queries_or_gallery_items_have_no_row():
     scores = np.array([[0.3, 0.2], [0.1, 0.2]])
-    queries, gallery = np.array([0, 2]), np.array([0, 1])
-    default = retrieved_classes(scores, queries, gallery, 3)
-    np.testing.assert_array_equal(default, [[1, 0, 0], [np.nan] * 3, [np.nan] * 3])
-    one = retrieved_classes(scores, queries, gallery, 3, k=1)
-    np.testing.assert_array_equal(one, [[1, 0, 0], [np.nan] * 3, [0, 1, 0]])
+    result = retrieved_classes(scores, np.array([0, 2]), np.array([0, 1]), 3)
+    np.testing.assert_array_equal(result, [[1, 0, 0], [np.nan] * 3, [np.nan] * 3])
 
 
 def test_parts_of_the_queries_give_what_all_give(monkeypatch):
@@ -115,8 +105,6 @@ def test_parts_of_the_queries_give_what_all_give(monkeypatch):
         ({"query_labels": np.array([0, 1])}, "as many queries"),
         ({"gallery_labels": np.array([0, 1, 2, 3, 0])}, "from 0 to 2; got 0 to 3"),
         ({"query_labels": np.array([0, -1, 0])}, "got -1 to 0"),
-        ({"k": 6}, "k = 6 must be from 1 to the 5"),
-        ({"k": 0}, "k = 0"),
     ],
 )
 def test_retrieved_classes_refuse_what_does_not_fit(changes, said):

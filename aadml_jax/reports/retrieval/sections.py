@@ -158,9 +158,7 @@ def _direction(
         scores, relevance = scores_and_relevance(rows)
         values.append(np.asarray(average_precision(scores, relevance, ties="expected")))
         if labels.ndim == 1:
-            shares.append(
-                retrieved_class_shares(scores, labels[rows], labels, num_classes, ties="expected")
-            )
+            shares.append(retrieved_class_shares(scores, labels[rows], labels, num_classes))
     average_precisions = np.concatenate(values)
 
     def results(rows: np.ndarray) -> list[QueryResults]:

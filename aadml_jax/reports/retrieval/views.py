@@ -1,16 +1,13 @@
 """Numbers behind pictures of a retrieval: what is mistaken for what, what goes well and what badly.
 
 All take NumPy arrays and return NumPy arrays. `scores` [N, M] are those of `aadml_jax.metrics`:
-each row is a query, each column a gallery item, higher ranks first, and equal scores rank in
-gallery order unless `ties="expected"` is said. Labels are class numbers [N], or multi-hot, bool
-[N, C].
+each row is a query, each column a gallery item, and higher ranks first. Labels are class numbers
+[N], or multi-hot, bool [N, C].
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from aadml_jax._measures import TIES
 
 # Scores that are ranked at a time.
 _ENTRIES_AT_ONCE = 2**22
@@ -37,33 +34,26 @@ def retrieved_class_shares(
     query_labels: np.ndarray,
     gallery_labels: np.ndarray,
     num_classes: int,
-    *,
-    k: int | None = None,
-    ties: str = "stable",
 ) -> np.ndarray:
     """The share of each class among the first results of each query.
 
-    Averaged over the queries of each class (`mean_by_class`), it is a confusion matrix of
-    retrieval; queries may be scored in parts.
+    As many results count as the gallery has items of the query's class. Averaged over the queries
+    of each class (`mean_by_class`), the shares are a confusion matrix of retrieval: a perfect
+    ranking gives the identity matrix, and the diagonal is the R-precision of each class. Of equal
+    scores it is the expectation over their orders. Queries may be scored in parts.
 
     Args:
       scores: [N, M].
       query_labels: class numbers [N], 0 … C − 1.
       gallery_labels: class numbers [M].
       num_classes: C.
-      k: how many results of each query count, 1 ≤ k ≤ M. Default: as many as the gallery has items
-        of the query's class, so that a perfect ranking gives the identity matrix and the diagonal
-        is the R-precision of each class.
-      ties: `"stable"`, or `"expected"` for the expectation over the orders of equal scores.
 
     Returns:
-      float64 [N, C], whose rows add up to 1; NaN for a query without results to count, as with the
-      default k that of a class without gallery items.
+      float64 [N, C], whose rows add up to 1; NaN for a query whose class the gallery lacks.
 
     Raises:
       ValueError: for multi-hot labels, of which no result belongs to one class alone, for shapes
-        that do not fit, labels out of range, k outside 1 … M, an unknown rule for ties or
-        NaN among the scores.
+        that do not fit, labels out of range or NaN among the scores.
     """
     scores = _as_scores(scores)
     queries, gallery = np.asarray(query_labels), np.asarray(gallery_labels)
@@ -79,23 +69,15 @@ def retrieved_class_shares(
         )
     for labels in (queries, gallery):
         _require_classes(labels, num_classes)
-    if ties not in TIES:
-        raise ValueError(f"ties must be one of {sorted(TIES)}; got {ties!r}")
-    if k is not None and not 1 <= k <= scores.shape[1]:
-        raise ValueError(f"k = {k} must be from 1 to the {scores.shape[1]} gallery items")
     sizes = np.bincount(gallery, minlength=num_classes)
     shares = np.full((len(scores), num_classes), np.nan)
     rows_at_once = max(1, _ENTRIES_AT_ONCE // max(1, scores.shape[1]))
     for first in range(0, len(scores), rows_at_once):
         order = np.argsort(-scores[first : first + rows_at_once], axis=1, kind="stable")
         for row, ranked in enumerate(order, start=first):
-            depth = int(sizes[queries[row]]) if k is None else k
-            if depth:
-                weights = np.ones(depth)
-                if ties == "expected":
-                    ranked, weights = _with_ties(scores[row], ranked, depth)
-                classes = gallery[ranked[: len(weights)]]
-                counts = np.bincount(classes, weights=weights, minlength=num_classes)
+            if depth := int(sizes[queries[row]]):
+                items, weights = _with_ties(scores[row], ranked, depth)
+                counts = np.bincount(gallery[items], weights=weights, minlength=num_classes)
                 shares[row] = counts / depth
     return shares
 
@@ -196,7 +178,7 @@ def first_results(
     *,
     top: int = 10,
 ) -> QueryResults:
-    """What one query finds first.
+    """What one query finds first; equal scores rank in gallery order.
 
     Args:
       query: its row.
