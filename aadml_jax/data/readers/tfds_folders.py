@@ -77,7 +77,8 @@ def open_tfds_folder(
         metadata = dict(builder.info.metadata or {})
         num_classes = int(metadata["num_classes"])
         arrays = {key: _decoded(metadata[key]) for key in (*_LABELS, *_STATISTICS)}
-        posteriors = tuple(_decoded(metadata[key]) for key in _POSTERIORS if key in metadata)
+        has_posteriors = any(key in metadata for key in _POSTERIORS)
+        posteriors = tuple(_decoded(metadata[key]) for key in _POSTERIORS if has_posteriors)
         of_audio, of_visual = metadata.get("nearly_constant", ((), ()))
         facts = PreparedFacts(
             metadata["fingerprint"],
