@@ -3,20 +3,22 @@
 import contextlib
 import errno
 import fcntl
-import io
 import os
 import pathlib
 import re
 import stat
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from absl import logging
 
 from aadml_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from _typeshed import SupportsRead
+
 # What the system says of a disk or a network drive that gives no data.
-_OF_THE_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV)
+_DISK_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV)
 # A path object of gs://bucket/run has lost the second slash.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -154,7 +156,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         if number is None:
             # zipfile makes one error of its own of whatever the system says.
             number = getattr(error.__context__, "errno", None)
-            if number is None or number not in _OF_THE_DISK:
+            if number is None or number not in _DISK_ERRORS:
                 raise
         raise system_refusal(path, number) from error
 
@@ -177,7 +179,7 @@ def system_refusal(path: str | os.PathLike[str], number: int) -> UserError:
     return UserError(f"{path} cannot be read ({os.strerror(number)}); {remedy}")
 
 
-def read_at_most(file: IO[bytes] | io.BufferedIOBase, size: int) -> bytearray:
+def read_at_most(file: "SupportsRead[bytes]", size: int) -> bytearray:
     """The next bytes of a file, `size` of them if there are as many.
 
     Memory grows with what is there, as with `file.read(size)` it does not.

@@ -60,7 +60,7 @@ class Ties(NamedTuple):
     @property
     def places(self) -> np.ndarray:
         """The places among all `Hits` of these groups' relevant items, group by group."""
-        return _counted(self.first_hits, self.hits)
+        return _concatenated_ranges(self.first_hits, self.hits)
 
 
 class Hits(NamedTuple):
@@ -149,6 +149,9 @@ def by_rows(ranking: RankingKeys, metric: Callable[[Hits], np.ndarray]) -> np.nd
 
 
 def _hits(keys: np.ndarray, relevant: np.ndarray) -> Hits:
+    # Two queries of three items, whose keys are 4′ 2 8 and 8′ 6 2′ (′ is relevant):
+    #   ordered 3 4 9 | 2 7 8, hits are even; places 1 | 3 5 in `flat`, counts 1 2, firsts 0 1;
+    #   ranks 2 | 1 3, each place less that at which its row begins, and 1 more.
     num_rows, num_columns = keys.shape
     ordered = keys | 1
     ordered -= relevant  # the lowest bit is 0 for relevant items, 1 for all others
@@ -216,6 +219,9 @@ def _order_ties(
     order = np.lexsort((of_members, rows))  # stable: equal keys stay in gallery order
     rows, of_members = rows[order], of_members[order]
     is_hit = relevant.ravel()[members[order]]
+    # In the example: members 0 1 2 3, in order 0 3 1 2, of which the first and the last are hits.
+    # The group's last hit has rank 2 and is the second of 2, so the members rank from 1 to 4;
+    # the hits' ranks, 1 and 2 so far, become 1 and 4.
     hits_until = np.cumsum(is_hit)
 
     def begins(values: np.ndarray) -> np.ndarray:
@@ -228,8 +234,8 @@ def _order_ties(
     begin = begins(of_members | 1)
     sizes, hits = np.diff(np.append(begin, len(rows))), hits_from(begin)
     # Relevant items came first, so the group begins as many ranks before its last one as it has.
-    member_ranks = _counted(ranks[ends] - hits + 1, sizes)
-    ranks[_counted(ends - hits + 1, hits)] = member_ranks[is_hit]
+    member_ranks = _concatenated_ranges(ranks[ends] - hits + 1, sizes)
+    ranks[_concatenated_ranges(ends - hits + 1, hits)] = member_ranks[is_hit]
 
     # The place among all hits that the next hit has, of each member.
     next_hits = np.repeat(ends - hits + 1 - (hits_until - is_hit)[begin], sizes)
@@ -260,13 +266,13 @@ def _members(keys: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.flatnonzero(is_member)
 
 
-def _counted(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def _concatenated_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Integers counted on from each start: starts 5 and 2, lengths 2 and 3 give 5 6 2 3 4."""
     skipped = np.cumsum(lengths) - lengths
     return np.repeat(starts - skipped, lengths) + np.arange(lengths.sum())
 
 
-def _sums(hits: Hits, values: np.ndarray) -> np.ndarray:
+def _sum_by_query(hits: Hits, values: np.ndarray) -> np.ndarray:
     """The values of the hits added up for each query [n]."""
     firsts, is_hit = np.cumsum(hits.counts) - hits.counts, hits.counts > 0
     sums = np.zeros(len(hits.counts))
@@ -277,7 +283,7 @@ def _sums(hits: Hits, values: np.ndarray) -> np.ndarray:
 
 def average_precision(hits: Hits) -> np.ndarray:
     """See `aadml_jax.metrics.average_precision`."""
-    return _sums(hits, hits.orders / hits.ranks) / np.maximum(hits.counts, 1)
+    return _sum_by_query(hits, hits.orders / hits.ranks) / np.maximum(hits.counts, 1)
 
 
 def expected_average_precision(hits: Hits) -> np.ndarray:
@@ -285,14 +291,14 @@ def expected_average_precision(hits: Hits) -> np.ndarray:
     ties = hits.ties
     precisions = hits.orders / hits.ranks
     if len(ties.sizes):
-        place = _counted(np.zeros_like(ties.sizes), ties.sizes)
+        place = _concatenated_ranges(np.zeros_like(ties.sizes), ties.sizes)
         others_before = place * np.repeat((ties.hits - 1) / (ties.sizes - 1), ties.sizes)
         hits_at_place = np.repeat(ties.hits_before + 1, ties.sizes) + others_before
         of_places = hits_at_place / (np.repeat(ties.before + 1, ties.sizes) + place)
         # The sum of the group's r hits is r/g of this one.
         totals = np.add.reduceat(of_places, np.cumsum(ties.sizes) - ties.sizes)
         precisions[ties.places] = np.repeat(totals / ties.sizes, ties.hits)
-    return _sums(hits, precisions) / np.maximum(hits.counts, 1)
+    return _sum_by_query(hits, precisions) / np.maximum(hits.counts, 1)
 
 
 def prefix_average_precision(hits: Hits) -> np.ndarray:
@@ -304,7 +310,7 @@ def prefix_average_precision(hits: Hits) -> np.ndarray:
     until = np.append(hits.ranks[1:], 0)
     ends = (firsts + hits.counts - 1)[hits.counts > 0]
     until[ends] = hits.num_items[hits.counts > 0] + 1
-    return _sums(hits, running * (until - hits.ranks)) / np.maximum(hits.num_items, 1)
+    return _sum_by_query(hits, running * (until - hits.ranks)) / np.maximum(hits.num_items, 1)
 
 
 def _queries_of(hits: Hits, places: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Exceptions whose message is all that a user of the commands has to read."""
 
+import importlib.util
+
 
 class UserError(Exception):
     """A mistake that the user can mend: wrong data, flags or folders.
@@ -26,6 +28,20 @@ class RunStopped(Exception):
 
     The binaries in `experiments/` print it without a traceback and exit with status 1.
     """
+
+
+def require_extra(module: str, refusal: str) -> None:
+    """Checks that a package which only an extra installs is there, without importing it.
+
+    Args:
+      module: the name under which it is imported.
+      refusal: what needs it, its name, and how to install it or to do without.
+
+    Raises:
+      UserError: `refusal`, if it is not there.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UserError(refusal)
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

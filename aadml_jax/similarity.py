@@ -237,7 +237,7 @@ def _sum_of_squared_differences_jvp(primals: tuple, tangents: tuple) -> tuple[Ar
     )
 
 
-def _shrinking(dtype: jnp.dtype) -> float:
+def _safe_scale(dtype: jnp.dtype) -> float:
     """A power of two by which any two points may be scaled to be squared: 2⁻⁸⁰ in float32.
 
     A pair whose squares overflow is so far apart that those of the scaled pair do not underflow.
@@ -258,7 +258,7 @@ def _root_of_squares(a: Array, b: Array) -> Array:
 
     def mend(turn: Array, distances: Array) -> Array:
         # Of the turn, or XLA would compute what is the same in all turns before the loop, always.
-        shrink = jnp.where(turn == 0, _shrinking(a.dtype), 1).astype(a.dtype)
+        shrink = jnp.where(turn == 0, _safe_scale(a.dtype), 1).astype(a.dtype)
         shrunk = _root(_squares(a * shrink, b * shrink))
         return jnp.where(jnp.isinf(distances), shrunk / shrink, distances)
 
@@ -272,7 +272,7 @@ def _root_of_squares_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]
     distances = _root_of_squares(*primals)
     largest = [jnp.max(jnp.abs(jax.lax.stop_gradient(x)), initial=0) for x in primals]
     is_large = jnp.maximum(*largest) > 2.0 ** (jnp.finfo(distances.dtype).maxexp // 2 - 4)
-    shrink = jnp.where(is_large, _shrinking(distances.dtype), 1).astype(distances.dtype)
+    shrink = jnp.where(is_large, _safe_scale(distances.dtype), 1).astype(distances.dtype)
     half = _half_derivative_of_squares(*(x * shrink for x in primals), *tangents)
     divisors = distances * shrink
     is_zero = divisors == 0

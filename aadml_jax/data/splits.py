@@ -44,7 +44,7 @@ def with_fold(dataset: RetrievalDataset, fold: int, *, seed: int = 0) -> Retriev
     """
     if not 0 <= fold < NUM_FOLDS:
         raise ValueError(f"fold must be from 0 to {NUM_FOLDS - 1}, got {fold}")
-    rows = _joined(dataset.train, dataset.test)
+    rows = _concatenated(dataset.train, dataset.test)
     is_test = stratified_folds(rows.labels, NUM_FOLDS, seed=seed) == fold
     if not is_test.any():
         raise UserError(f"fold {fold} of {len(rows)} rows is empty; use the data set's own split")
@@ -86,7 +86,7 @@ def with_test_group(
     """
     if test_group in left_out:
         raise ValueError(f"test_group={test_group} is left out")
-    rows, groups = _joined(dataset.train, dataset.test), np.asarray(groups)
+    rows, groups = _concatenated(dataset.train, dataset.test), np.asarray(groups)
     if groups.shape != (len(rows),):
         raise ValueError(f"groups must be [{len(rows)}], one a row; got {groups.shape}")
     if groups.dtype.kind == "f" and not (groups == np.floor(groups)).all():
@@ -291,7 +291,7 @@ def keyed_order(keys: npt.ArrayLike, *, seed: int) -> np.ndarray:
     return np.argsort(digests.view(">u8"), kind="stable")
 
 
-def _joined(
+def _concatenated(
     first: PairedFeatures | StoredFeatures, second: PairedFeatures | StoredFeatures
 ) -> PairedFeatures | StoredFeatures:
     """The rows of both, one after the other."""

@@ -23,8 +23,8 @@ LARGEST_DEVIATION = 5.0
 
 # Deviations that are nearly 0: some eighty steps of float32 at the feature's mean, so that what is
 # left of it has lost most digits; and a millionth of what the modality's features have.
-_OF_MEAN = 1e-5
-_OF_MEDIAN = 1e-6
+_NEARLY_ZERO_OF_MEAN = 1e-5
+_NEARLY_ZERO_OF_MEDIAN = 1e-6
 
 
 class FeatureStandardization(NamedTuple):
@@ -119,7 +119,9 @@ def measure_standardization(
         deviation = np.sqrt(total / num_rows)
         varies = deviation > 0
         median = np.median(deviation[varies]) if varies.any() else 0
-        is_left_out = (deviation <= _OF_MEAN * np.abs(mean)) | (deviation <= _OF_MEDIAN * median)
+        is_left_out = (deviation <= _NEARLY_ZERO_OF_MEAN * np.abs(mean)) | (
+            deviation <= _NEARLY_ZERO_OF_MEDIAN * median
+        )
         scale = np.where(is_left_out, 0, deviation).astype(np.float32)
         statistics += [mean.astype(np.float32), scale]
         nearly_constant.append(tuple(np.flatnonzero(is_left_out & varies).tolist()))

@@ -41,6 +41,10 @@ def _violations(
 
     Entries of the other side hold anything.
     """
+    # Positives at 0.1 and 0.4, negatives at 0.3, 0.6 and 0.2, margin 0.25:
+    #   in order 0.2 0.3 0.35′ 0.6 0.65′ (′ is a positive), positives up to each: 0 0 1 1 2;
+    #   negatives violate the 2 2 1 positives after them; those with fewer than 1 positive up to
+    #   them are 2, with fewer than 2 they are 3: the violating negatives of the two positives.
     num_positives = jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.int32)
     keys = order_keys(jnp.where(positives, distances + margin, distances))
     # Keys are integers, so that the positives up to an entry are those below the next key.

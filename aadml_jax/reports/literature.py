@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from aadml_jax.errors import UserError
 from aadml_jax.reports.tables import Table
 
 
@@ -85,7 +84,7 @@ def literature_table(dataset: str) -> Table:
       dataset: "VEGAS" or "AVE", in any case.
 
     Raises:
-      UserError: no figures are known for it.
+      ValueError: if no figures are known for it.
     """
     rows = [
         [method, *scores]
@@ -93,7 +92,7 @@ def literature_table(dataset: str) -> Table:
         if where == dataset.upper()
     ]
     if not rows:
-        raise UserError(f"no quoted figures for data set {dataset!r}; there are VEGAS and AVE")
+        raise ValueError(f"no quoted figures for data set {dataset!r}; there are VEGAS and AVE")
     note = "Quoted second hand, not verified, and not measured by this library."
     if dataset.upper() == "AVE":
         note += (

@@ -6,12 +6,11 @@ MeanAndSpread(mean=2.0, std=1.0, count=3)
 PairedDifference(mean=0.25, low=None, high=None, count=1)
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-from aadml_jax.errors import UserError
 
 
 class MeanAndSpread(NamedTuple):
@@ -51,7 +50,7 @@ def mean_and_spread(values: Sequence[float]) -> MeanAndSpread:
       values: [n] finite numbers, n ≥ 1; one per seed, say.
 
     Raises:
-      UserError: there is none, or one isn't a finite number.
+      ValueError: if there is none, or one is not a finite number.
     """
     sample = _sample(values, "values")
     std = float(sample.std(ddof=1)) if sample.size > 1 else None
@@ -73,24 +72,27 @@ def paired_difference(
       confidence: share of such intervals that cover the true mean, in (0, 1).
 
     Raises:
-      UserError: the lengths differ, a value isn't a finite number, or the confidence is out of
-        range.
+      ValueError: if the lengths differ, a value is not a finite number, or the confidence is out
+        of range.
     """
     from scipy import stats  # half a second that a page without it need not wait for
 
     sample, reference = _sample(values, "values"), _sample(baseline, "the baseline")
     if sample.size != reference.size:
-        raise UserError(
+        raise ValueError(
             f"{sample.size} values cannot be paired with {reference.size} of the baseline; give "
             "one of each per seed"
         )
     if not 0 < confidence < 1:
-        raise UserError(f"a confidence of {confidence} is not between 0 and 1; 0.95 is usual")
-    mean, std, count = mean_and_spread((sample - reference).tolist())
-    if std is None:
+        raise ValueError(f"a confidence of {confidence} is not between 0 and 1; 0.95 is usual")
+    mean, count = float((sample - reference).mean()), sample.size
+    if count == 1:
         return PairedDifference(mean, None, None, count)
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * std / count**0.5
-    return PairedDifference(mean, mean - half, mean + half, count)
+    with warnings.catch_warnings():
+        # Told of differences that are all the same, which may well be: two variants can coincide.
+        warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
+        low, high = stats.ttest_rel(sample, reference).confidence_interval(confidence)
+    return PairedDifference(mean, float(low), float(high), count)
 
 
 def band_over_seeds(values: Sequence[Sequence[float]]) -> dict[str, np.ndarray]:
@@ -114,9 +116,9 @@ def _sample(values: Sequence[float], what: str) -> np.ndarray:
     try:
         sample = np.asarray(values, np.float64)
     except (TypeError, ValueError):
-        raise UserError(f"{what} must be numbers; {values!r:.80} are not") from None
+        raise ValueError(f"{what} must be numbers; {values!r:.80} are not") from None
     if sample.ndim != 1 or not sample.size:
-        raise UserError(f"{what} must be a list of one or more numbers, not shape {sample.shape}")
+        raise ValueError(f"{what} must be a list of one or more numbers, not shape {sample.shape}")
     if not np.isfinite(sample).all():
-        raise UserError(f"{what} hold {sample[~np.isfinite(sample)][0]}; leave that run out")
+        raise ValueError(f"{what} hold {sample[~np.isfinite(sample)][0]}; leave that run out")
     return sample

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from aadml_jax.errors import UserError
 from aadml_jax.reports import markdown
 from aadml_jax.reports.statistics import MeanAndSpread, PairedDifference
 
@@ -49,7 +48,7 @@ class Table:
       note: what a reader must know to read it; may be empty.
 
     Raises:
-      UserError: a row has too many or too few cells, a column's name stands twice, or a cell is
+      ValueError: if a row has too many or too few cells, a column's name stands twice, or a cell is
         neither a text nor a finite number.
     """
 
@@ -61,12 +60,12 @@ class Table:
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", tuple(self.columns))
         if not self.columns:
-            raise UserError(f"table {self.title!r} has no columns; name one at least")
+            raise ValueError(f"table {self.title!r} has no columns; name one at least")
         rows = []
         for number, row in enumerate(self.rows, start=1):
             row = tuple(row)
             if len(row) != len(self.columns):
-                raise UserError(
+                raise ValueError(
                     f"table {self.title!r}, row {number}: {len(row)} cells for "
                     f"{len(self.columns)} columns; give one for each"
                 )
@@ -80,7 +79,7 @@ class Table:
         names = [name for split in self._split_columns() for name in split.values()]
         for name in (*self.columns, *names):
             if self.columns.count(name) > 1 or names.count(name) > 1:
-                raise UserError(
+                raise ValueError(
                     f"table {self.title!r}: column {name!r} stands twice; rename one of them"
                 )
 
@@ -212,7 +211,7 @@ def _checked(cell: Any, where: str) -> Cell:
         cell = type(cell)(*map(_as_python, cell))
         for part in cell:
             if isinstance(part, str) or (part is None and cell.mean is None):
-                raise UserError(f"{where}: {cell!r:.80} has no number; give None in its place")
+                raise ValueError(f"{where}: {cell!r:.80} has no number; give None in its place")
             _check_value(part, where)
     else:
         _check_value(cell, where)
@@ -225,11 +224,11 @@ def _as_python(value: Any) -> Any:
 
 def _check_value(value: Any, where: str) -> None:
     if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-        raise UserError(
+        raise ValueError(
             f"{where}: {value!r:.80} is a {type(value).__name__}; give a text or a number"
         )
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}: {value} is not a finite number; give None or a text")
+        raise ValueError(f"{where}: {value} is not a finite number; give None or a text")
 
 
 def _part(cell: Cell, part: str) -> Cell:

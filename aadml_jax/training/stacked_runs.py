@@ -122,8 +122,8 @@ class StackedRuns:
         self.batch_size = resolved(self.recipe.batch_size)
         self.steps_per_epoch = data.num_train // self.batch_size
         self.num_runs = len(recipes)
-        # Every device trains equally many; the last run stands in where one is missing: runs 0, 1, 2
-        # on two devices are 0, 1 | 2, 2, of which states and reports on the host drop the last.
+        # Every device trains equally many; the last run stands in where one is missing: runs 0, 1,
+        # 2 on two devices are 0, 1 | 2, 2, of which states and reports on the host drop the last.
         missing = -len(recipes) % len(devices)
         self.recipes = [*recipes, *[recipes[-1]] * missing]
         self.mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))

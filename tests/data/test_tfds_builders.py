@@ -117,7 +117,7 @@ def digit_files(tmp_path, monkeypatch):
         infos[f"https://nowhere.invalid/{name}"] = tfds.download.checksums.UrlInfo(
             size=len(content), checksum=hashlib.sha256(content).hexdigest(), filename=name
         )
-    monkeypatch.setattr(tfds_builders, "_PINS", infos)
+    monkeypatch.setattr(tfds_builders, "_CHECKSUMS", infos)
     monkeypatch.setattr(av_digits, "NUM_RECORDINGS", 50)
     return folder
 
@@ -156,7 +156,7 @@ def test_files_of_an_earlier_download_are_found_again(tmp_path, digit_files):
 
 
 def test_pins_are_complete():
-    pinned = {info.filename: info for info in tfds_builders._PINS.values()}
+    pinned = {info.filename: info for info in tfds_builders._CHECKSUMS.values()}
     assert set(pinned) == set(FILE_NAMES)
     for info in pinned.values():
         assert len(bytes.fromhex(info.checksum)) == 32 and info.size > 1000

@@ -266,6 +266,17 @@ DAMAGE = {
         edit_json("metadata.json", lambda content: content.update(train_labels="AAAA")),
         "is damaged",
     ),
+    "constant columns of one modality": (
+        edit_json("metadata.json", lambda content: content.update(nearly_constant=[[1]])),
+        "is damaged",
+    ),
+    "posteriors of one modality": (
+        edit_json(
+            "metadata.json",
+            lambda content: content.update(audio_test_posteriors=content["train_labels"]),
+        ),
+        "does not say 'visual_test_posteriors'",
+    ),
     "no metadata": (lambda folder: (folder / "metadata.json").unlink(), "does not say"),
     "info garbled": (lambda folder: (folder / "dataset_info.json").write_text("{"), "is damaged"),
     "no info": (lambda folder: (folder / "dataset_info.json").unlink(), "holds no data set"),

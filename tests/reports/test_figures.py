@@ -129,7 +129,7 @@ def test_intervals_are_filled_where_they_leave_zero_out():
     ],
 )
 def test_intervals_that_do_not_fit_are_named(labels, panels, line):
-    with pytest.raises(UserError, match=line):
+    with pytest.raises(ValueError, match=line):
         draw_intervals(labels, panels, value_label="gain")
 
 
@@ -310,15 +310,15 @@ def test_matplotlib_is_imported_only_when_drawing():
         (lambda: write_figure(None, ".", ".."), "figure name '..'"),
     ],
 )
-def test_wrong_input_ends_in_a_line(wrong, message):
+def test_wrong_input_is_named(wrong, message):
     if wrong.__code__.co_names[0].startswith("draw"):
         pytest.importorskip("matplotlib")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         wrong()
 
 
 @needs_matplotlib
-def test_a_label_that_legends_would_leave_out_is_refused():
+def test_a_folder_or_class_whose_name_legends_would_leave_out_is_refused():
     with pytest.raises(UserError, match="label '_a' begins with _"):
         draw_curves([Panel("p", "x", "y", [Curve("_a", [1], [1])])])
 

@@ -41,7 +41,7 @@ def only_own_fonts(monkeypatch):
     entries = [entry for entry in manager.ttflist if pathlib.Path(entry.fname).parent == own]
     monkeypatch.setattr(manager, "ttflist", entries)
     monkeypatch.setattr(font_manager, "findSystemFonts", list)
-    monkeypatch.setattr(fonts, "_told", set())
+    monkeypatch.setattr(fonts, "_reported", set())
     fonts._families_with.cache_clear()
     yield manager
     fonts._families_with.cache_clear()

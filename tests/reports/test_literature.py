@@ -2,7 +2,6 @@
 
 import pytest
 
-from aadml_jax.errors import UserError
 from aadml_jax.reports.literature import MAP_AS_QUOTED, literature_table
 
 
@@ -41,6 +40,6 @@ def test_figures_cannot_be_changed_by_accident():
         MAP_AS_QUOTED["AADML", "VEGAS"] = (1.0, 1.0, 1.0)
 
 
-def test_an_unknown_data_set_ends_in_a_line():
-    with pytest.raises(UserError, match="no quoted figures for data set 'digits'"):
+def test_an_unknown_data_set_is_named():
+    with pytest.raises(ValueError, match="no quoted figures for data set 'digits'"):
         literature_table("digits")

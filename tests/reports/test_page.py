@@ -336,8 +336,8 @@ def add_figures(*names, caption="c"):
         (lambda: Report("t").configuration({1: 2}), "the name 1 is not a text"),
     ],
 )
-def test_wrong_input_ends_in_a_line(wrong, message):
-    with pytest.raises(UserError, match=re.escape(message)):
+def test_wrong_input_is_named(wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         wrong()
 
 

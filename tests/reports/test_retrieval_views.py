@@ -21,76 +21,72 @@ def ranked(scores):
     return sorted(range(len(scores)), key=lambda item: (-scores[item], item))
 
 
-@pytest.mark.parametrize("k", [None, 1, 7, 31])
-def test_retrieved_classes_are_the_counted_ones(k):
+def retrieved_classes(scores, query_labels, gallery_labels, num_classes):
+    """The shares averaged over the queries of each class, as the sections of a report do it."""
+    shares = views.retrieved_class_shares(scores, query_labels, gallery_labels, num_classes)
+    return views.mean_by_class(shares, query_labels, num_classes)
+
+
+def counted_shares(scores, queries, gallery, num_classes):
+    """Shares of the classes among each query's first results, ties in gallery order."""
+    shares = np.zeros((len(queries), num_classes))
+    for row, query in enumerate(queries):
+        depth = list(gallery).count(query)
+        for item in ranked(scores[row])[:depth]:
+            shares[row, gallery[item]] += 1 / depth
+    return shares
+
+
+def test_retrieved_classes_are_the_counted_ones():
     scores, queries, gallery = random_case(0)
-    counts = np.zeros((4, 4))
-    for query, row in enumerate(scores):
-        depth = list(gallery).count(queries[query]) if k is None else k
-        for item in ranked(row)[:depth]:
-            counts[queries[query], gallery[item]] += 1
-    expected = counts / counts.sum(axis=1, keepdims=True)
-    result = views.retrieved_classes(scores, queries, gallery, 4, k=k)
+    shares = counted_shares(scores, queries, gallery, 4)
+    expected = [shares[queries == number].mean(axis=0) for number in range(4)]
+    result = retrieved_classes(scores, queries, gallery, 4)
     np.testing.assert_allclose(result, expected, rtol=1e-12)
     np.testing.assert_allclose(result.sum(axis=1), 1, rtol=1e-12)
 
 
-def test_the_first_result_alone_is_scikit_learns_confusion_of_a_nearest_neighbour_classifier():
-    scores, queries, gallery = random_case(1, n=40, m=17)
+def test_with_one_item_a_class_it_is_scikit_learns_confusion_of_a_nearest_neighbour_classifier():
+    scores, queries, gallery = random_case(1, n=40, m=4)
     found = gallery[np.argmax(scores, axis=1)]
     expected = confusion_matrix(queries, found, normalize="true")
-    result = views.retrieved_classes(scores, queries, gallery, 4, k=1)
-    np.testing.assert_allclose(result, expected, rtol=1e-12)
+    np.testing.assert_allclose(retrieved_classes(scores, queries, gallery, 4), expected, rtol=1e-12)
 
 
-def test_a_perfect_ranking_gives_the_identity_and_the_default_depth_is_the_size_of_the_class():
+def test_a_perfect_ranking_gives_the_identity():
     _, queries, gallery = random_case(2)
     scores = (queries[:, None] == gallery).astype(float)
-    np.testing.assert_array_equal(
-        views.retrieved_classes(scores, queries, gallery, 4), np.identity(4)
-    )
+    np.testing.assert_array_equal(retrieved_classes(scores, queries, gallery, 4), np.identity(4))
 
 
-def test_equal_scores_rank_in_gallery_order_whatever_the_sign_of_zero():
+def test_items_of_equal_scores_share_the_last_places_whatever_the_sign_of_zero():
     scores = np.array([[0.0, -0.0, 0.0, -1.0, 0.0]])
-    # Class 1 has two items; the first two in gallery order are one of class 0 and one of class 1.
-    result = views.retrieved_classes(scores, np.array([1]), np.array([0, 1, 2, 1, 2]), 3)
-    np.testing.assert_array_equal(result[1], [0.5, 0.5, 0])
+    # Class 1 has two items, so two of the four at zero are found: each with probability 1/2.
+    result = retrieved_classes(scores, np.array([1]), np.array([0, 1, 2, 1, 2]), 3)
+    np.testing.assert_array_equal(result[1], [0.25, 0.25, 0.5])
 
 
-@pytest.mark.parametrize("k", [None, 1, 3, 6])
-def test_expected_ties_are_the_mean_over_all_orders_of_the_gallery(k):
+def test_ties_are_the_mean_over_all_orders_of_the_gallery():
     rng = np.random.default_rng(8)
     scores = rng.integers(0, 3, (4, 6)) * 0.5
     scores[scores == 0] *= -1  # −0.0 is a tie of 0.0
     scores[0, 0] = 0.0
     queries, gallery = np.array([0, 1, 2, 1]), np.array([0, 1, 1, 2, 0, 1])
-    orders = [list(order) for order in itertools.permutations(range(6))]
     expected = np.mean(
         [
-            views.retrieved_class_shares(scores[:, order], queries, gallery[order], 3, k=k)
-            for order in orders
+            counted_shares(scores[:, order], queries, gallery[order], 3)
+            for order in map(list, itertools.permutations(range(6)))
         ],
         axis=0,
     )
-    shares = views.retrieved_class_shares(scores, queries, gallery, 3, k=k, ties="expected")
+    shares = views.retrieved_class_shares(scores, queries, gallery, 3)
     np.testing.assert_allclose(shares, expected, rtol=1e-12)
-    by_class = views.retrieved_classes(scores, queries, gallery, 3, k=k, ties="expected")
-    np.testing.assert_allclose(by_class[1], expected[[1, 3]].mean(axis=0), rtol=1e-12)
-
-
-def test_an_unknown_rule_for_ties_is_refused():
-    with pytest.raises(ValueError, match=r"ties must be one of .*'random'"):
-        views.retrieved_classes(*random_case(0), 4, ties="random")
 
 
 def test_classes_without_queries_or_gallery_items_have_no_row():
     scores = np.array([[0.3, 0.2], [0.1, 0.2]])
-    queries, gallery = np.array([0, 2]), np.array([0, 1])
-    default = views.retrieved_classes(scores, queries, gallery, 3)
-    np.testing.assert_array_equal(default, [[1, 0, 0], [np.nan] * 3, [np.nan] * 3])
-    one = views.retrieved_classes(scores, queries, gallery, 3, k=1)
-    np.testing.assert_array_equal(one, [[1, 0, 0], [np.nan] * 3, [0, 1, 0]])
+    result = retrieved_classes(scores, np.array([0, 2]), np.array([0, 1]), 3)
+    np.testing.assert_array_equal(result, [[1, 0, 0], [np.nan] * 3, [np.nan] * 3])
 
 
 def test_parts_of_the_queries_give_what_all_give(monkeypatch):
@@ -109,8 +105,6 @@ def test_parts_of_the_queries_give_what_all_give(monkeypatch):
         ({"query_labels": np.array([0, 1])}, "as many queries"),
         ({"gallery_labels": np.array([0, 1, 2, 3, 0])}, "from 0 to 2; got 0 to 3"),
         ({"query_labels": np.array([0, -1, 0])}, "got -1 to 0"),
-        ({"k": 6}, "k = 6 must be from 1 to the 5"),
-        ({"k": 0}, "k = 0"),
     ],
 )
 def test_retrieved_classes_refuse_what_does_not_fit(changes, said):
@@ -121,7 +115,7 @@ def test_retrieved_classes_refuse_what_does_not_fit(changes, said):
         "num_classes": 3,
     }
     with pytest.raises(ValueError, match=said):
-        views.retrieved_classes(**{**arguments, **changes})
+        retrieved_classes(**{**arguments, **changes})
 
 
 def test_per_class_map_is_scikit_learns_ap_averaged_over_the_class():
@@ -153,55 +147,35 @@ def test_per_class_map_refuses_what_does_not_fit():
 
 
 def test_best_and_worst_are_those_of_a_sorted_list():
-    scores, queries, gallery = random_case(5)
-    relevance = queries[:, None] == gallery
-    values = np.round(np.random.default_rng(6).random(len(scores)), 1)  # with ties
-    best, worst = views.best_and_worst_queries(scores, relevance, values, count=6, top=4)
-    rows = range(len(scores))
-    assert [entry.query for entry in best] == sorted(rows, key=lambda r: (-values[r], r))[:6]
-    assert [entry.query for entry in worst] == sorted(rows, key=lambda r: (values[r], r))[:6]
-    assert len(set(values[[entry.query for entry in worst]])) < 6
-    for entry in (*best, *worst):
-        items = ranked(scores[entry.query])[:4]
-        assert entry.average_precision == values[entry.query]
-        assert entry.gallery.tolist() == items
-        assert entry.relevant.tolist() == [relevance[entry.query, item] for item in items]
-        assert entry.scores.tolist() == [scores[entry.query, item] for item in items]
+    values = np.round(np.random.default_rng(6).random(23), 1)  # with ties
+    best, worst = views.best_and_worst_rows(values, count=6)
+    assert best.tolist() == sorted(range(23), key=lambda row: (-values[row], row))[:6]
+    assert worst.tolist() == sorted(range(23), key=lambda row: (values[row], row))[:6]
+    assert len(set(values[worst])) < 6
 
 
-def test_first_results_of_equal_scores_are_in_gallery_order():
-    relevance = np.array([[False, True, False, True]])
-    (entry,), _ = views.best_and_worst_queries(
-        np.array([[0.5, 0.5, 0.9, 0.5]]), relevance, np.array([0.5]), top=3
-    )
-    assert entry.gallery.tolist() == [2, 0, 1]
-    assert entry.relevant.tolist() == [False, False, True]
-
-
-def test_queries_that_had_nothing_to_find_are_neither_best_nor_worst():
-    relevance = np.array([[True, False], [False, False], [False, True]])
-    best, worst = views.best_and_worst_queries(
-        np.zeros((3, 2)), relevance, np.array([1.0, 0.0, 0.5]), count=9
-    )
-    assert [entry.query for entry in best] == [0, 2]
-    assert [entry.query for entry in worst] == [2, 0]
+def test_the_first_results_are_those_of_a_sorted_list_ties_in_gallery_order():
+    scores = np.round(np.random.default_rng(5).random(31), 1)  # with ties
+    relevance = np.arange(31) % 3 == 0
+    first = views.first_results(7, 0.25, scores, relevance, top=20)
+    assert (first.query, first.average_precision) == (7, 0.25)
+    assert first.gallery.tolist() == ranked(scores)[:20]
+    assert first.relevant.tolist() == [item % 3 == 0 for item in first.gallery]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("values", "count", "said"),
     [
-        ({"count": 0}, "count must be at least 1"),
-        ({"top": 0}, "top must be at least 1"),
-        ({"relevance": np.ones((2, 2), bool)}, "does not fit scores"),
-        ({"average_precisions": np.array([1, np.nan])}, "hold NaN"),
-        ({"average_precisions": np.zeros(3)}, "must both be"),
+        (np.ones(2), 0, "count must be at least 1"),
+        (np.array([1, np.nan]), 1, "hold NaN"),
+        (np.zeros((3, 1)), 1, r"one AP a query \[N\] is needed; got \(3, 1\)"),
     ],
 )
-def test_best_and_worst_refuse_what_does_not_fit(changes, said):
-    arguments = {
-        "scores": np.zeros((2, 3)),
-        "relevance": np.ones((2, 3), bool),
-        "average_precisions": np.ones(2),
-    }
+def test_best_and_worst_refuse_what_does_not_fit(values, count, said):
     with pytest.raises(ValueError, match=said):
-        views.best_and_worst_queries(**{**arguments, **changes})
+        views.best_and_worst_rows(values, count=count)
+
+
+def test_no_results_at_all_are_refused():
+    with pytest.raises(ValueError, match="top must be at least 1"):
+        views.first_results(0, 1.0, np.zeros(3), np.ones(3, bool), top=0)

@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from aadml_jax.errors import UserError
 from aadml_jax.reports.statistics import MeanAndSpread, PairedDifference
 from aadml_jax.reports.tables import Table, cell_text, sort_value
 
@@ -116,6 +115,6 @@ def test_what_cells_are_sorted_by():
         (["a"], [MeanAndSpread("x", None, 1)], "has no number"),
     ],
 )
-def test_bad_cells_end_in_a_line(columns, row, message):
-    with pytest.raises(UserError, match=message):
+def test_bad_cells_are_named(columns, row, message):
+    with pytest.raises(ValueError, match=message):
         Table("t", columns, [row])

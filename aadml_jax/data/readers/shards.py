@@ -20,7 +20,8 @@ from aadml_jax.data.paired_features import StoredFeatures
 from aadml_jax.data.readers.file_kinds import ARRAY_RECORD, first_bytes, require_no_other_kind
 from aadml_jax.errors import UserError, one_line
 
-Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # made on import
+# Protobuf makes the class when the module is imported.
+Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
 
 SPLITS = ("train", "test")
 
@@ -107,8 +108,10 @@ def _require_labels(source: ArrayRecordDataSource, labels: np.ndarray, what: str
 def _examples(source: ArrayRecordDataSource, rows: np.ndarray, what: str) -> list[Any]:
     """The features of some records by their names."""
     try:
-        records = source.__getitems__(rows.tolist())
-        return [Example.FromString(record).features.feature for record in records]
+        return [
+            Example.FromString(record).features.feature
+            for record in source.__getitems__(rows.tolist())
+        ]
     except Exception as error:  # array_record and protobuf raise errors of their own
         raise UserError(f"{what} cannot be read ({one_line(error)}); {_remedy(error)}") from error
 

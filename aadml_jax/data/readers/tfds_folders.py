@@ -77,13 +77,14 @@ def open_tfds_folder(
         metadata = dict(builder.info.metadata or {})
         num_classes = int(metadata["num_classes"])
         arrays = {key: _decoded(metadata[key]) for key in (*_LABELS, *_STATISTICS)}
-        posteriors = [_decoded(metadata[key]) for key in _POSTERIORS if key in metadata]
-        audio_columns, visual_columns = metadata.get("nearly_constant", ((), ()))
+        has_posteriors = any(key in metadata for key in _POSTERIORS)
+        posteriors = tuple(_decoded(metadata[key]) for key in _POSTERIORS if has_posteriors)
+        of_audio, of_visual = metadata.get("nearly_constant", ((), ()))
         facts = PreparedFacts(
             metadata["fingerprint"],
             FeatureStandardization(*(arrays[key] for key in _STATISTICS)),
             int(metadata["shared_rows"]),
-            (tuple(map(int, audio_columns)), tuple(map(int, visual_columns))),
+            (tuple(map(int, of_audio)), tuple(map(int, of_visual))),
             # Folders of earlier versions say nothing of a limit, and had none.
             metadata.get("standardized_limit"),
         )
@@ -97,7 +98,7 @@ def open_tfds_folder(
         for key in _LABELS:
             if arrays[key].ndim == 2:
                 arrays[key] = np.unpackbits(arrays[key], axis=1, count=num_classes).astype(bool)
-        features: Any = builder.info.features
+        features: Any = builder.info.features  # whose members TFDS types too widely
         label = features["labels"].feature if "labels" in features else features["label"]
         if label.num_classes != num_classes:
             raise ValueError(f"{num_classes} classes in one place, {label.num_classes} in another")
@@ -130,7 +131,7 @@ def open_tfds_folder(
         test=test,
         num_classes=num_classes,
         source=str(folder),
-        test_posteriors=(posteriors[0], posteriors[1]) if posteriors else None,
+        test_posteriors=posteriors if len(posteriors) == 2 else None,
         prepared=facts,
         class_names=tuple(class_names),
         source_files=tuple(str(path) for of_split in paths.values() for path in of_split),

@@ -99,7 +99,9 @@ def open_video_records(
                 places[split].append(place)
                 labels[split].append(video.labels)
         if not places[split]:
-            raise UserError(f"{_listed(files)}: no records for the {split} rows; name other files")
+            raise UserError(
+                f"{_files_in_words(files)}: no records for the {split} rows; name other files"
+            )
     assert dims is not None  # both splits have records
     largest = max(max(classes) for of_split in labels.values() for classes in of_split)
     num_classes = num_classes or largest + 1
@@ -110,7 +112,7 @@ def open_video_records(
             visual_dim=dims[1],
             read=functools.partial(_read_rows, places[split], dims),
             rows=np.arange(len(places[split])),
-            name=f"{split} split of {_listed(files)}",
+            name=f"{split} split of {_files_in_words(files)}",
         )
         for split, files in (("train", train_files), ("test", test_files))
     }
@@ -118,14 +120,14 @@ def open_video_records(
     return RetrievalDataset(
         name=name,
         num_classes=num_classes,
-        source=_listed(paths),
+        source=_files_in_words(paths),
         source_files=tuple(paths),
         train=splits["train"],
         test=splits["test"],
     )
 
 
-def _listed(files: Sequence[str | os.PathLike[str]]) -> str:
+def _files_in_words(files: Sequence[str | os.PathLike[str]]) -> str:
     return f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else f"{files[0]}"
 
 

@@ -127,7 +127,7 @@ def _summarize_split(
     labels = features.labels
     class_rows = np.bincount(labels, minlength=num_classes) if labels.ndim == 1 else labels.sum(0)
     audio, visual = (
-        _joined(of_blocks, len(features) * getattr(features, f"{name}_dim"))
+        _joined_range(of_blocks, len(features) * getattr(features, f"{name}_dim"))
         for name, of_blocks in ranges.items()
     )
     duplicates = len(all_digests) - len(np.unique(all_digests, axis=0))
@@ -135,6 +135,6 @@ def _summarize_split(
     return SplitSummary(len(features), class_rows, duplicates, audio, visual, dims), all_digests
 
 
-def _joined(of_blocks: list[tuple[float, float, float]], num_values: int) -> ValueRange:
+def _joined_range(of_blocks: list[tuple[float, float, float]], num_values: int) -> ValueRange:
     smallest, total, largest = np.array(of_blocks).T
     return ValueRange(float(smallest.min()), float(total.sum()) / num_values, float(largest.max()))

@@ -42,7 +42,7 @@ from aadml_jax.data.writers.summary import DatasetSummary
 from aadml_jax.errors import UserError, one_line
 
 # What av_digits downloads: size, SHA-256 and file name by address.
-_PINS = checksums.load_url_infos(pathlib.Path(__file__).with_name("checksums.tsv"))
+_CHECKSUMS = checksums.load_url_infos(pathlib.Path(__file__).with_name("checksums.tsv"))
 
 
 class FeatureBuilder(FileReaderBuilder, skip_registration=True):
@@ -129,7 +129,7 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
         download_config: tfds.download.DownloadConfig | None = None,
     ) -> None:
         dataset = self.open_source(dl_manager) if self.source is None else self.source
-        features: Any = self.info.features
+        features: Any = self.info.features  # whose members TFDS types too widely
         for name in ("audio", "visual"):
             declared, dim = features[name].shape[0], getattr(dataset, f"{name}_dim")
             if declared != dim:
@@ -147,8 +147,8 @@ class FeatureBuilder(FileReaderBuilder, skip_registration=True):
             measured.nearly_constant,
             LARGEST_DEVIATION,
         )
-        metadata: Any = self.info.metadata
-        metadata.update(metadata_of(dataset, facts))
+        assert self.info.metadata is not None  # _info gives one
+        self.info.metadata.update(metadata_of(dataset, facts))
         for split in written.values():
             for path in split.paths:
                 _hard_link(path, folder / path.name)
@@ -211,7 +211,7 @@ class _Prepared(FeatureBuilder, skip_registration=True):
     """A data set that was opened elsewhere, under its own name."""
 
     def __init__(self, source: RetrievalDataset, spec: DatasetSpec | None, data_dir: pathlib.Path):
-        self.name = source.name  # pyright: ignore[reportAttributeAccessIssue]  # TFDS: of a class
+        self.name = source.name  # pyright: ignore[reportAttributeAccessIssue]  # else the class's
         super().__init__(source=source, spec=spec, data_dir=data_dir)
 
 
@@ -282,14 +282,15 @@ def fetch_av_digits(
       UserError: A file can't be downloaded, or is not the one that checksums.tsv pins.
     """
     files = {
-        info.filename: _fetched(url, info, download_dir, manual_dir) for url, info in _PINS.items()
+        info.filename: _fetch_file(url, info, download_dir, manual_dir)
+        for url, info in _CHECKSUMS.items()
     }
     return av_digits.open_av_digits(
         *(files[name] for name in av_digits.FILE_NAMES), num_recordings=av_digits.NUM_RECORDINGS
     )
 
 
-def _fetched(
+def _fetch_file(
     url: str,
     info: Any,
     download_dir: str | os.PathLike[str],
@@ -308,15 +309,16 @@ def _fetched(
                 )
             return path
     folder = local_path(download_dir)
-    # Pooch's own downloaders name their arguments otherwise than its type of downloaders does.
-    downloader: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
     try:
         path = pooch.retrieve(
             url,
             known_hash=f"sha256:{info.checksum}",
             fname=info.filename,
             path=folder,
-            downloader=downloader,
+            # pooch's own type of a downloader names the parameters otherwise.
+            downloader=pooch.HTTPDownloader(  # pyright: ignore[reportArgumentType]
+                progressbar=sys.stderr.isatty(), timeout=30
+            ),
         )
     except Exception as error:  # of the network, of the disk, or of a checksum
         # Errors of the network are paragraphs about its layers.

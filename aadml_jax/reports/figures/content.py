@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from aadml_jax.errors import UserError
 from aadml_jax.reports.figures import style
 
 
@@ -26,7 +25,7 @@ class Curve:
         plain and an aware curve of one colour read as a pair.
 
     Raises:
-      UserError: lengths differ, a number is not finite, or the style is unknown.
+      ValueError: if lengths differ, a number is not finite, or the style is unknown.
     """
 
     label: str
@@ -40,13 +39,13 @@ class Curve:
     def __post_init__(self) -> None:
         where = f"curve {self.label!r}"
         if (self.low is None) != (self.high is None):
-            raise UserError(f"{where}: a band needs low and high; give both or none")
+            raise ValueError(f"{where}: a band needs low and high; give both or none")
         for name in ("x", "y", "low", "high"):
             values = getattr(self, name)
             if values is not None:
                 style.check_vector(values, f"{where}, {name}", len(self.x))
         if self.style not in ("auto", "plain", "aware"):
-            raise UserError(f"{where}: style {self.style!r} is unknown; take auto, plain or aware")
+            raise ValueError(f"{where}: style {self.style!r} is unknown; take auto, plain or aware")
 
 
 class Reference(NamedTuple):
@@ -69,7 +68,7 @@ class Panel:
       references: horizontal lines.
 
     Raises:
-      UserError: there is no curve, or an x has no logarithm.
+      ValueError: if there is no curve, or an x has no logarithm.
     """
 
     title: str
@@ -81,9 +80,9 @@ class Panel:
 
     def __post_init__(self) -> None:
         if not self.curves:
-            raise UserError(f"panel {self.title!r} has no curves; give one at least")
+            raise ValueError(f"panel {self.title!r} has no curves; give one at least")
         if self.log_x and min(min(curve.x) for curve in self.curves) <= 0:
-            raise UserError(f"panel {self.title!r}: log_x needs every x above 0")
+            raise ValueError(f"panel {self.title!r}: log_x needs every x above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Embedding:
       labels: [N] class of each pair, an index from 0.
 
     Raises:
-      UserError: shapes disagree, or a number isn't finite.
+      ValueError: if shapes disagree, or a number is not finite.
     """
 
     title: str
@@ -108,13 +107,13 @@ class Embedding:
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels < 0).any():
-            raise UserError(f"embedding {self.title!r}: labels must be a list of indices from 0")
+            raise ValueError(f"embedding {self.title!r}: labels must be a list of indices from 0")
         for name in ("audio", "visual"):
             shape = style.check_array(
                 getattr(self, name), f"embedding {self.title!r}, {name}"
             ).shape
             if shape != (labels.size, 2):
-                raise UserError(
+                raise ValueError(
                     f"embedding {self.title!r}: {name} has shape {shape}; "
                     f"{labels.size} labels need ({labels.size}, 2)"
                 )

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aadml_jax.errors import UserError
 from aadml_jax.reports.figures import style
 from aadml_jax.reports.figures.content import Curve, Embedding, Panel, Reference
 from aadml_jax.reports.figures.style import MUTED, PALETTE, PAPER
@@ -41,10 +40,13 @@ def draw_curves(panels: Sequence[Panel], *, share_y: bool = False) -> "Figure":
       share_y: whether all have one range of y.
 
     Raises:
-      UserError: there is no panel, or Matplotlib isn't installed.
+      ValueError: if there is no panel.
+      UserError: if Matplotlib is not installed, or a label begins with _.
     """
-    looks = _looks([curve for panel in panels for curve in panel.curves])
-    levels = _levels([reference for panel in panels for reference in panel.references])
+    curve_styles = _curve_styles([curve for panel in panels for curve in panel.curves])
+    reference_styles = _reference_styles(
+        [reference for panel in panels for reference in panel.references]
+    )
     with style.own_style():
         size = (5.8, 3.4) if len(panels) == 1 else (4.3, 3.2)
         figure, axes = style.grid(len(panels), share_y=share_y, panel_size=size)
@@ -55,21 +57,21 @@ def draw_curves(panels: Sequence[Panel], *, share_y: bool = False) -> "Figure":
             if panel.log_x:
                 ax.set_xscale("log")
             for curve in panel.curves:
-                look = looks[curve.label]
+                curve_style = curve_styles[curve.label]
                 if curve.low is not None and curve.high is not None:
                     ax.fill_between(
-                        curve.x, curve.low, curve.high, color=look["color"], alpha=0.18, lw=0
+                        curve.x, curve.low, curve.high, color=curve_style["color"], alpha=0.18, lw=0
                     )
                 every = max(1, len(curve.x) // 12)
-                (line,) = ax.plot(curve.x, curve.y, markevery=every, **look)
+                (line,) = ax.plot(curve.x, curve.y, markevery=every, **curve_style)
                 handles.setdefault(curve.label, line)
             for reference in panel.references:
-                line = ax.axhline(reference.value, zorder=1, **levels[reference.label])
+                line = ax.axhline(reference.value, zorder=1, **reference_styles[reference.label])
                 handles.setdefault(reference.label, line)
             values = sorted({float(x) for curve in panel.curves for x in curve.x})
             style.tick_few_values(ax, values, log=panel.log_x)
         style.legend(figure, handles)
-        return style.settled(figure)
+        return style.freeze_layout(figure)
 
 
 def draw_heat_map(
@@ -100,18 +102,18 @@ def draw_heat_map(
       decimals: of the numbers in the cells.
 
     Raises:
-      UserError: labels don't fit the matrix, or it holds no number or an infinite one, or
-        Matplotlib isn't installed.
+      ValueError: if labels do not fit the matrix, or it holds no number or an infinite one.
+      UserError: if Matplotlib is not installed.
     """
     values = style.check_array(matrix, f"heat map {title!r}", nan_allowed=True)
     if values.shape != (len(row_labels), len(column_labels)):
-        raise UserError(
+        raise ValueError(
             f"heat map {title!r} has shape {values.shape}, "
             f"with {len(row_labels)} row labels and {len(column_labels)} column labels; "
             "give one for each"
         )
     if np.isnan(values).all():
-        raise UserError(f"heat map {title!r} holds no number; leave it out")
+        raise ValueError(f"heat map {title!r} holds no number; leave it out")
     low = float(np.nanmin(values)) if low is None else low
     high = float(np.nanmax(values)) if high is None else high
     rows, columns = values.shape
@@ -129,7 +131,7 @@ def draw_heat_map(
             missing = math.isnan(value)
             # Written on the cell's own colour, so in no colour of the page.
             ink = MUTED if missing else ("#010101" if norm(value) > 0.55 else "#fefefe")
-            text = "–" if missing else style.short(f"{value:.{decimals}f}")
+            text = "–" if missing else style.format_decimal(f"{value:.{decimals}f}")
             ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, size=8)
         style.label(ax, title, x_label, y_label)
         ax.set_yticks(np.arange(rows) + 0.5, row_labels)
@@ -146,7 +148,7 @@ def draw_heat_map(
         ax.spines[:].set_visible(False)
         bar = figure.colorbar(mesh, ax=ax, label=value_label)
         bar.outline.set_visible(False)
-        return style.settled(figure)
+        return style.freeze_layout(figure)
 
 
 def draw_scatter(panels: Sequence[Embedding], *, class_names: Sequence[str]) -> "Figure":
@@ -157,17 +159,17 @@ def draw_scatter(panels: Sequence[Embedding], *, class_names: Sequence[str]) -> 
       class_names: name of each class, at most 16, for more cannot be told apart.
 
     Raises:
-      UserError: there is no panel, there are too many classes, a label has no name, or Matplotlib
-        isn't installed.
+      ValueError: if there is no panel, there are too many classes, or a label has no name.
+      UserError: if Matplotlib is not installed, or a class's name begins with _.
     """
     most = 2 * len(PALETTE)
     if len(class_names) > most:
-        raise UserError(
+        raise ValueError(
             f"{len(class_names)} classes cannot be told apart by colour; choose at most {most}"
         )
     for panel in panels:
         if (largest := max(panel.labels, default=0)) >= len(class_names):
-            raise UserError(
+            raise ValueError(
                 f"embedding {panel.title!r} has label {largest}, and class_names only "
                 f"{len(class_names)} names; name every class"
             )
@@ -180,7 +182,7 @@ def draw_scatter(panels: Sequence[Embedding], *, class_names: Sequence[str]) -> 
             for index in range(len(class_names)):
                 for points, marker in ((panel.audio, "o"), (panel.visual, "^")):
                     x, y = np.asarray(points, np.float64)[labels == index].T
-                    ax.plot(x, y, ls="", ms=4.5, alpha=0.8, **_point_look(index, marker))
+                    ax.plot(x, y, ls="", ms=4.5, alpha=0.8, **_point_style(index, marker))
             style.label(ax, panel.title, "", "")
             ax.set_xticks([])
             ax.set_yticks([])
@@ -191,9 +193,9 @@ def draw_scatter(panels: Sequence[Embedding], *, class_names: Sequence[str]) -> 
         }
         for index, name in enumerate(class_names):
             key = name if name not in handles else f"{name} (class)"
-            handles[key] = Line2D([], [], ls="", **_point_look(index, "s"))
+            handles[key] = Line2D([], [], ls="", **_point_style(index, "s"))
         style.legend(figure, handles)
-        return style.settled(figure)
+        return style.freeze_layout(figure)
 
 
 def draw_bars(
@@ -214,12 +216,12 @@ def draw_bars(
       references: vertical lines.
 
     Raises:
-      UserError: lengths differ, a value isn't finite, there are too many series or none, or
-        Matplotlib isn't installed.
+      ValueError: if lengths differ, a value is not finite, or there are too many series or none.
+      UserError: if Matplotlib is not installed, or a label begins with _.
     """
     hatches = ("", "////", "....", "xxxx")
     if not 1 <= len(series) <= len(hatches):
-        raise UserError(f"bars {title!r}: {len(series)} series; give 1 to {len(hatches)}")
+        raise ValueError(f"bars {title!r}: {len(series)} series; give 1 to {len(hatches)}")
     for name, values in series.items():
         style.check_vector(values, f"bars {title!r}, {name!r}", len(labels))
     height = 0.8 / len(series)
@@ -239,14 +241,16 @@ def draw_bars(
                 edgecolor=PAPER,
                 lw=0,
             )
-        levels = _levels(references)
+        reference_styles = _reference_styles(references)
         for reference in references:
-            handles[reference.label] = ax.axvline(reference.value, **levels[reference.label])
+            handles[reference.label] = ax.axvline(
+                reference.value, **reference_styles[reference.label]
+            )
         ax.set_yticks(np.arange(len(labels)), labels)
         ax.set_ylim(len(labels) - 0.4, -0.6)
         ax.tick_params(axis="y", length=0)
         style.legend(figure, handles)
-        return style.settled(figure)
+        return style.freeze_layout(figure)
 
 
 def draw_intervals(
@@ -266,14 +270,14 @@ def draw_intervals(
       value_label: what the differences are.
 
     Raises:
-      UserError: lengths differ, there is no panel or no label, a number isn't finite, or
-        Matplotlib isn't installed.
+      ValueError: if lengths differ, there is no panel or no label, or a number is not finite.
+      UserError: if Matplotlib is not installed.
     """
     if not panels or not labels:
-        raise UserError("intervals without a panel or a label; leave the figure out")
+        raise ValueError("intervals without a panel or a label; leave the figure out")
     for title, differences in panels.items():
         if len(differences) != len(labels):
-            raise UserError(
+            raise ValueError(
                 f"intervals {title!r}: {len(differences)} differences for {len(labels)} labels; "
                 "give one for each"
             )
@@ -304,30 +308,30 @@ def draw_intervals(
         ends = [end for ax in axes for end in ax.get_xlim()]
         for ax in axes:
             ax.set_xlim(min(ends), max(ends))
-        return style.settled(figure)
+        return style.freeze_layout(figure)
 
 
-def _looks(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
+def _curve_styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     """How the curves of each label are drawn; the first of a label decides."""
-    looks: dict[str, dict[str, Any]] = {}
+    styles: dict[str, dict[str, Any]] = {}
     taken = {curve.color for curve in curves}
     free = (index for index in itertools.count() if index not in taken)
     for curve in curves:
-        if curve.label in looks:
+        if curve.label in styles:
             continue
         index = next(free) if curve.color is None else curve.color
         color = PALETTE[index % len(PALETTE)]
         strokes = {"plain": "--", "aware": "-", "auto": _STROKES[index % len(_STROKES)]}
-        looks[curve.label] = {
+        styles[curve.label] = {
             "color": color,
             "marker": _MARKERS[index % len(_MARKERS)],
             "ls": strokes[curve.style],
             "mfc": PAPER if curve.style == "plain" else color,
         }
-    return looks
+    return styles
 
 
-def _levels(references: Sequence[Reference]) -> dict[str, dict[str, Any]]:
+def _reference_styles(references: Sequence[Reference]) -> dict[str, dict[str, Any]]:
     """How the references of each label are drawn."""
     labels = dict.fromkeys(reference.label for reference in references)
     return {
@@ -336,7 +340,7 @@ def _levels(references: Sequence[Reference]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _point_look(index: int, marker: str) -> dict[str, Any]:
+def _point_style(index: int, marker: str) -> dict[str, Any]:
     color = PALETTE[index % len(PALETTE)]
     hollow = index >= len(PALETTE)
     return {"marker": marker, "mfc": PAPER if hollow else color, "mec": color, "mew": 1.1}

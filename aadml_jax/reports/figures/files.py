@@ -33,8 +33,8 @@ def write_figure(figure: "Figure", folder: str | os.PathLike[str], name: str) ->
       name: small letters, digits, - and _.
 
     Raises:
-      UserError: the name has other characters, the folder cannot be written to, or Matplotlib
-        isn't installed.
+      ValueError: if the name has other characters.
+      UserError: if the folder cannot be written to, or Matplotlib is not installed.
     """
     check_name(name)
     folder = local_path(folder)
@@ -58,10 +58,10 @@ def check_name(name: str) -> None:
     """Checks that a figure's name can be one of files.
 
     Raises:
-      UserError: it cannot.
+      ValueError: if it cannot.
     """
     if not _NAME.fullmatch(name):
-        raise UserError(f"figure name {name!r} must be small letters, digits, - and _")
+        raise ValueError(f"figure name {name!r} must be small letters, digits, - and _")
 
 
 def _file_bytes(figure: "Figure", kind: str) -> bytes:

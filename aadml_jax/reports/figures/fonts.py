@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.font_manager import FontEntry
     from matplotlib.text import Text
 
-_told: set[str] = set()
+_reported: set[str] = set()
 # Characters that a warning shows.
 _SHOWN = 10
 
@@ -33,7 +33,9 @@ def add_missing_fonts(figure: "Figure") -> None:
         ax.get_xticklabels()
         ax.get_yticklabels()
     lacking = [
-        (text, characters) for text in figure.findobj(Text) if (characters := _lacking(text))
+        (text, characters)
+        for text in figure.findobj(Text)
+        if (characters := _missing_characters(text))
     ]
     if not lacking:
         return
@@ -41,8 +43,8 @@ def add_missing_fonts(figure: "Figure") -> None:
     families, boxes = _families_with(wanted)
     for text, _ in lacking:
         text.set_fontfamily([*text.get_fontfamily(), *families])
-    if new := sorted(boxes - _told):
-        _told.update(new)
+    if new := sorted(boxes - _reported):
+        _reported.update(new)
         shown = " ".join(new[:_SHOWN]) + " …" * (len(new) > _SHOWN)
         warnings.warn(
             f"no installed font has the characters {shown}, which figures show as boxes; install "
@@ -56,7 +58,7 @@ def drawn_width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
 
 
-def _lacking(text: "Text") -> frozenset[str]:
+def _missing_characters(text: "Text") -> frozenset[str]:
     """The characters of a text that none of its fonts has."""
     # Controls, joiners and selectors of variants have no shape of their own.
     characters = {
@@ -71,7 +73,7 @@ def _lacking(text: "Text") -> frozenset[str]:
     properties = text.get_fontproperties().copy()
     for family in text.get_fontfamily():
         properties.set_family(family)
-        characters -= _held(font_manager.findfont(properties), characters)
+        characters -= _supported_characters(font_manager.findfont(properties), characters)
     return frozenset(characters)
 
 
@@ -81,7 +83,7 @@ def _families_with(characters: frozenset[str]) -> tuple[tuple[str, ...], frozens
     from matplotlib import font_manager
 
     manager = font_manager.fontManager
-    families, left = _covering(manager.ttflist, characters)
+    families, left = _families_covering(manager.ttflist, characters)
     if left:
         # The list is of the day on which it was made: a font that was installed since is not there.
         known = {pathlib.Path(entry.fname) for entry in manager.ttflist}
@@ -91,11 +93,11 @@ def _families_with(characters: frozenset[str]) -> tuple[tuple[str, ...], frozens
                     manager.addfont(path)
                 except Exception:  # whatever FreeType says of a file that is no font for it
                     continue
-        families, left = _covering(manager.ttflist, characters)
+        families, left = _families_covering(manager.ttflist, characters)
     return tuple(families), left
 
 
-def _covering(
+def _families_covering(
     entries: Iterable["FontEntry"], characters: frozenset[str]
 ) -> tuple[list[str], frozenset[str]]:
     import matplotlib
@@ -112,14 +114,14 @@ def _covering(
             break
         # Matplotlib's own fonts hold formulas, or a box for every character there is.
         if entry.name not in families and own not in pathlib.Path(entry.fname).parents:
-            held = _held(entry.fname, characters)
+            held = _supported_characters(entry.fname, characters)
             if held:
                 families.append(entry.name)
                 characters -= held
     return families, characters
 
 
-def _held(path: str, characters: Iterable[str]) -> set[str]:
+def _supported_characters(path: str, characters: Iterable[str]) -> set[str]:
     """Those of some characters that a font has; none of a file that is gone or damaged."""
     from matplotlib import font_manager
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aadml_jax.errors import UserError
+from aadml_jax.errors import UserError, require_extra
 from aadml_jax.reports.figures.fonts import add_missing_fonts, drawn_width
 
 if TYPE_CHECKING:
@@ -65,19 +65,20 @@ def own_style() -> Iterator[None]:
     """The house style, on Matplotlib's own defaults rather than those of a `matplotlibrc`.
 
     Raises:
-      UserError: Matplotlib isn't installed.
+      UserError: if Matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError(
-            "figures need Matplotlib, which is not installed; run `pip install -e '.[plots]'`"
-        ) from None
+    require_extra(
+        "matplotlib",
+        "figures need Matplotlib, which is not installed; run `pip install -e '.[plots]'`",
+    )
+    import matplotlib
+
     with matplotlib.rc_context(), warnings.catch_warnings():
         # Told once for all figures by `add_missing_fonts`.
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)  # pyright: ignore  # its stubs list the known keys
+        # Matplotlib's stubs take no other texts than the known keys, one by one.
+        matplotlib.rcParams.update(_STYLE)  # pyright: ignore[reportArgumentType, reportCallIssue]
         yield
 
 
@@ -86,7 +87,7 @@ def grid(
 ) -> "tuple[Figure, list[Axes]]":
     """A figure with `count` axes, three in a row; the size in inches is one panel's."""
     if not count:
-        raise UserError("a figure needs one panel at least; leave it out where there is none")
+        raise ValueError("a figure needs one panel at least; leave it out where there is none")
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -124,7 +125,11 @@ def tick_few_values(ax: "Axes", values: Iterable[float], *, log: bool) -> None:
 
 
 def legend(figure: "Figure", handles: Mapping[str, Any]) -> None:
-    """One legend below all axes."""
+    """One legend below all axes.
+
+    Raises:
+      UserError: if a label, which may be the name of a folder or of a class, begins with _.
+    """
     for name in handles:
         if name.startswith("_"):
             raise UserError(f"label {name!r} begins with _, which legends leave out; rename it")
@@ -134,7 +139,7 @@ def legend(figure: "Figure", handles: Mapping[str, Any]) -> None:
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
 
 
-def settled(figure: "Figure") -> "Figure":
+def freeze_layout(figure: "Figure") -> "Figure":
     """Fixes the layout, which would otherwise move a little each time the figure is written."""
     add_missing_fonts(figure)
     figure.draw_without_rendering()
@@ -142,7 +147,7 @@ def settled(figure: "Figure") -> "Figure":
     return figure
 
 
-def short(number: str) -> str:
+def format_decimal(number: str) -> str:
     """A decimal as the tables write it: .5 for 0.5, with a real minus."""
     if number.lstrip("-").startswith("0."):
         number = number.replace("0.", ".", 1)
@@ -150,19 +155,27 @@ def short(number: str) -> str:
 
 
 def check_vector(values: Any, where: str, length: int) -> None:
-    """Checks that values are `length` finite numbers; `where` opens the message."""
+    """Checks that values are `length` finite numbers; `where` opens the message.
+
+    Raises:
+      ValueError: if they are not.
+    """
     shape = check_array(values, where).shape
     if shape != (length,) or not length:
-        raise UserError(f"{where} has shape {shape}; give one or more numbers, {length} of them")
+        raise ValueError(f"{where} has shape {shape}; give one or more numbers, {length} of them")
 
 
 def check_array(values: Any, where: str, *, nan_allowed: bool = False) -> np.ndarray:
-    """Values as an array, once they are known to be finite numbers."""
+    """Values as an array, once they are known to be finite numbers.
+
+    Raises:
+      ValueError: if they are not; NaN passes where `nan_allowed` says so.
+    """
     try:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError):
-        raise UserError(f"{where} must be numbers; {values!r:.80} are not") from None
+        raise ValueError(f"{where} must be numbers; {values!r:.80} are not") from None
     bad = np.isinf(array) if nan_allowed else ~np.isfinite(array)
     if bad.any():
-        raise UserError(f"{where} holds {array[bad][0]}; only finite numbers can be drawn")
+        raise ValueError(f"{where} holds {array[bad][0]}; only finite numbers can be drawn")
     return array

@@ -65,13 +65,13 @@ class Section:
             backticks` are set as code.
 
         Raises:
-          UserError: the name has other characters or is taken, or there is no caption.
+          ValueError: if the name has other characters or is taken, or there is no caption.
         """
         check_name(name)
         if not caption.strip():
-            raise UserError(f"figure {name!r} has no caption; say what it shows")
+            raise ValueError(f"figure {name!r} has no caption; say what it shows")
         if any(name == drawing.name for drawing in self._report._contents(_Drawing)):
-            raise UserError(f"figure name {name!r} is taken; give each figure its own")
+            raise ValueError(f"figure name {name!r} is taken; give each figure its own")
         self._content.append(_Drawing(name, figure, caption))
 
 
@@ -86,10 +86,10 @@ class Report:
           introduction: paragraphs parted by empty lines, what was asked and what was found.
 
         Raises:
-          UserError: the title is empty.
+          ValueError: if the title is empty.
         """
         if not title.strip():
-            raise UserError("a report needs a title; say what it is about")
+            raise ValueError("a report needs a title; say what it is about")
         self._title = title
         self._introduction = _paragraphs(introduction)
         self._sections: list[Section] = []
@@ -118,7 +118,7 @@ class Report:
           values: by name; texts, numbers, truth values, None, and lists and dictionaries of them.
 
         Raises:
-          UserError: JSON knows no such value.
+          ValueError: if JSON knows no such value.
         """
         self._configuration = _json_values(values, "configuration")
 
@@ -126,7 +126,7 @@ class Report:
         """States the versions of the packages, in place of any stated before.
 
         Raises:
-          UserError: JSON knows no such value.
+          ValueError: if JSON knows no such value.
         """
         self._versions = _json_values(values, "versions")
 
@@ -145,7 +145,7 @@ class Report:
           The path of the page.
 
         Raises:
-          UserError: the folder cannot be written to.
+          UserError: if the folder cannot be written to, or Matplotlib is not installed.
         """
         folder = local_path(folder)
         names = self._table_files()
@@ -281,12 +281,12 @@ def _json_values(values: Mapping[str, Any], what: str) -> dict[str, Any]:
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise UserError(
+            raise ValueError(
                 f"{what}: {name} = {value!r:.80} cannot be written as JSON ({error}); give texts, "
                 "numbers, lists or dictionaries"
             ) from None
         if not isinstance(name, str):
-            raise UserError(f"{what}: the name {name!r:.80} is not a text; give one")
+            raise ValueError(f"{what}: the name {name!r:.80} is not a text; give one")
     return json.loads(json.dumps(dict(values)))  # a copy that later changes do not reach
 
 

@@ -1,12 +1,11 @@
 """Both modalities' embeddings as points of one plane."""
 
-import importlib.util
 from typing import NamedTuple
 
 import numpy as np
 
 from aadml_jax.data import representative_classes
-from aadml_jax.errors import UserError
+from aadml_jax.errors import require_extra
 
 
 class Projection(NamedTuple):
@@ -21,19 +20,6 @@ class Projection(NamedTuple):
     audio: np.ndarray
     visual: np.ndarray
     rows: np.ndarray
-
-
-def require_scikit_learn() -> None:
-    """Checks that t-SNE can be computed.
-
-    Raises:
-      UserError: if scikit-learn is missing.
-    """
-    if importlib.util.find_spec("sklearn") is None:
-        raise UserError(
-            "t-SNE needs the package scikit-learn, which is not installed; "
-            "run pip install -e '.[plots]'"
-        )
 
 
 def joint_projection(
@@ -121,7 +107,11 @@ _COMPARED = {"cosine": _unit_rows, "posterior": _posteriors}
 
 
 def _tsne(points: np.ndarray, seed: int) -> np.ndarray:
-    require_scikit_learn()
+    require_extra(
+        "sklearn",
+        "t-SNE needs the package scikit-learn, which is not installed; "
+        "run pip install -e '.[plots]'",
+    )
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 

@@ -1,6 +1,5 @@
 """Sections of a report that show a retrieval: pictures and tables of both directions."""
 
-import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from aadml_jax.errors import UserError
+from aadml_jax.errors import require_extra
 from aadml_jax.metrics import average_precision
 from aadml_jax.reports.figures import Reference, draw_bars, draw_heat_map
 from aadml_jax.reports.page import Report, Section
@@ -39,7 +38,8 @@ class _Direction(NamedTuple):
       key: the same for names of files.
       queries: "audio" or "visual".
       average_precisions: [N].
-      retrieved: see `retrieved_classes`; None for multi-hot labels.
+      retrieved: [C, C], the shares of the retrieved classes (columns), averaged over the queries of
+        each class (rows); None for multi-hot labels.
       best: of the queries, best first.
       worst: worst first.
     """
@@ -60,11 +60,11 @@ def require_plots() -> None:
       UserError: naming the package that is missing.
     """
     for package, module in (("matplotlib", "matplotlib"), ("scikit-learn", "sklearn")):
-        if importlib.util.find_spec(module) is None:
-            raise UserError(
-                f"pictures need the package {package}, which is not installed; "
-                "run pip install -e '.[plots]'"
-            )
+        require_extra(
+            module,
+            f"pictures need the package {package}, which is not installed; "
+            "run pip install -e '.[plots]'",
+        )
 
 
 def add_retrieval_sections(
@@ -158,9 +158,7 @@ def _direction(
         scores, relevance = scores_and_relevance(rows)
         values.append(np.asarray(average_precision(scores, relevance, ties="expected")))
         if labels.ndim == 1:
-            shares.append(
-                retrieved_class_shares(scores, labels[rows], labels, num_classes, ties="expected")
-            )
+            shares.append(retrieved_class_shares(scores, labels[rows], labels, num_classes))
     average_precisions = np.concatenate(values)
 
     def results(rows: np.ndarray) -> list[QueryResults]:

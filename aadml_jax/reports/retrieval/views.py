@@ -1,16 +1,13 @@
 """Numbers behind pictures of a retrieval: what is mistaken for what, what goes well and what badly.
 
-All take NumPy arrays and return NumPy arrays. `scores` [N, M] and `relevance` bool [N, M] are those
-of `aadml_jax.metrics`: each row is a query, each column a gallery item, higher ranks first, and
-equal scores rank in gallery order unless `ties="expected"` is said. Labels are class numbers [N],
-or multi-hot, bool [N, C].
+All take NumPy arrays and return NumPy arrays. `scores` [N, M] are those of `aadml_jax.metrics`:
+each row is a query, each column a gallery item, and higher ranks first. Labels are class numbers
+[N], or multi-hot, bool [N, C].
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from aadml_jax._measures import TIES
 
 # Scores that are ranked at a time.
 _ENTRIES_AT_ONCE = 2**22
@@ -24,58 +21,12 @@ class QueryResults(NamedTuple):
       average_precision: its AP.
       gallery: int64 [T], the first gallery items in ranked order.
       relevant: bool [T], whether each of them is relevant.
-      scores: [T], their scores.
     """
 
     query: int
     average_precision: float
     gallery: np.ndarray
     relevant: np.ndarray
-    scores: np.ndarray
-
-
-class BestAndWorst(NamedTuple):
-    """Queries of the highest AP, best first, and of the lowest, worst first."""
-
-    best: list[QueryResults]
-    worst: list[QueryResults]
-
-
-def retrieved_classes(
-    scores: np.ndarray,
-    query_labels: np.ndarray,
-    gallery_labels: np.ndarray,
-    num_classes: int,
-    *,
-    k: int | None = None,
-    ties: str = "stable",
-) -> np.ndarray:
-    """Which classes are found first for queries of each class: a confusion matrix of retrieval.
-
-    Args:
-      scores: [N, M].
-      query_labels: class numbers [N], 0 … C − 1.
-      gallery_labels: class numbers [M].
-      num_classes: C.
-      k: how many results of each query count, 1 ≤ k ≤ M. Default: as many as the gallery has items
-        of the query's class, so that a perfect ranking gives the identity matrix and the diagonal
-        is the R-precision of each class.
-      ties: `"stable"`, or `"expected"` for the expectation over the orders of equal scores.
-
-    Returns:
-      float64 [C, C]: entry (c, c′) is the share of class c′ among the results of queries of class
-      c; rows add up to 1. The row of a class without queries is NaN, and with the default k that of
-      a class without gallery items, too.
-
-    Raises:
-      ValueError: for multi-hot labels, of which no result belongs to one class alone, for shapes
-        that do not fit, labels out of range, k outside 1 … M, an unknown rule for ties or
-        NaN among the scores.
-    """
-    shares = retrieved_class_shares(
-        scores, query_labels, gallery_labels, num_classes, k=k, ties=ties
-    )
-    return mean_by_class(shares, query_labels, num_classes)
 
 
 def retrieved_class_shares(
@@ -83,28 +34,26 @@ def retrieved_class_shares(
     query_labels: np.ndarray,
     gallery_labels: np.ndarray,
     num_classes: int,
-    *,
-    k: int | None = None,
-    ties: str = "stable",
 ) -> np.ndarray:
     """The share of each class among the first results of each query.
 
-    `retrieved_classes` is its mean over the queries of a class; this form lets queries be scored in
-    parts.
+    As many results count as the gallery has items of the query's class. Averaged over the queries
+    of each class (`mean_by_class`), the shares are a confusion matrix of retrieval: a perfect
+    ranking gives the identity matrix, and the diagonal is the R-precision of each class. Of equal
+    scores it is the expectation over their orders. Queries may be scored in parts.
 
     Args:
       scores: [N, M].
-      query_labels: class numbers [N].
+      query_labels: class numbers [N], 0 … C − 1.
       gallery_labels: class numbers [M].
       num_classes: C.
-      k: see `retrieved_classes`.
-      ties: see `retrieved_classes`.
 
     Returns:
-      float64 [N, C]; NaN for a query without results to count.
+      float64 [N, C], whose rows add up to 1; NaN for a query whose class the gallery lacks.
 
     Raises:
-      ValueError: as `retrieved_classes`.
+      ValueError: for multi-hot labels, of which no result belongs to one class alone, for shapes
+        that do not fit, labels out of range or NaN among the scores.
     """
     scores = _as_scores(scores)
     queries, gallery = np.asarray(query_labels), np.asarray(gallery_labels)
@@ -120,23 +69,15 @@ def retrieved_class_shares(
         )
     for labels in (queries, gallery):
         _require_classes(labels, num_classes)
-    if ties not in TIES:
-        raise ValueError(f"ties must be one of {sorted(TIES)}; got {ties!r}")
-    if k is not None and not 1 <= k <= scores.shape[1]:
-        raise ValueError(f"k = {k} must be from 1 to the {scores.shape[1]} gallery items")
     sizes = np.bincount(gallery, minlength=num_classes)
     shares = np.full((len(scores), num_classes), np.nan)
     rows_at_once = max(1, _ENTRIES_AT_ONCE // max(1, scores.shape[1]))
     for first in range(0, len(scores), rows_at_once):
         order = np.argsort(-scores[first : first + rows_at_once], axis=1, kind="stable")
         for row, ranked in enumerate(order, start=first):
-            depth = int(sizes[queries[row]]) if k is None else k
-            if depth:
-                weights = np.ones(depth)
-                if ties == "expected":
-                    ranked, weights = _with_ties(scores[row], ranked, depth)
-                classes = gallery[ranked[: len(weights)]]
-                counts = np.bincount(classes, weights=weights, minlength=num_classes)
+            if depth := int(sizes[queries[row]]):
+                items, weights = _with_ties(scores[row], ranked, depth)
+                counts = np.bincount(gallery[items], weights=weights, minlength=num_classes)
                 shares[row] = counts / depth
     return shares
 
@@ -203,75 +144,29 @@ def mean_by_class(values: np.ndarray, labels: np.ndarray, num_classes: int) -> n
     return totals / counts.reshape(-1, *(1,) * (values.ndim - 1))
 
 
-def best_and_worst_queries(
-    scores: np.ndarray,
-    relevance: np.ndarray,
-    average_precisions: np.ndarray,
-    *,
-    count: int = 10,
-    top: int = 10,
-) -> BestAndWorst:
-    """The queries of the highest and the lowest AP and the first results of each.
-
-    Queries without relevant items are left out: there is nothing that they could have found.
-
-    Args:
-      scores: [N, M].
-      relevance: bool [N, M].
-      average_precisions: [N].
-      count: most queries of either kind; where there are fewer than twice as many, some are both.
-      top: most results of each query.
-
-    Returns:
-      See `BestAndWorst`; queries of equal AP are in the order of their rows.
-
-    Raises:
-      ValueError: for shapes that do not fit, counts below 1 or NaN among the scores.
-    """
-    scores, relevance = _as_scores(scores), np.asarray(relevance, bool)
-    if relevance.shape != scores.shape:
-        raise ValueError(f"relevance {relevance.shape} does not fit scores {scores.shape}")
-    has_relevant = np.any(relevance, axis=1)
-    best, worst = best_and_worst_rows(average_precisions, count=count, where=has_relevant)
-
-    def results(rows: np.ndarray) -> list[QueryResults]:
-        return [
-            first_results(
-                int(row), float(average_precisions[row]), scores[row], relevance[row], top=top
-            )
-            for row in rows
-        ]
-
-    return BestAndWorst(results(best), results(worst))
-
-
 def best_and_worst_rows(
-    average_precisions: np.ndarray, *, count: int, where: np.ndarray | None = None
+    average_precisions: np.ndarray, *, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the highest AP, best first, and of the lowest, worst first.
 
     Args:
       average_precisions: [N].
       count: most rows of either kind, at least 1.
-      where: bool [N], the rows to choose from; default all.
 
     Returns:
       int64, at most `count` each; rows of equal AP rise.
 
     Raises:
-      ValueError: for shapes that do not fit, a count below 1 or NaN.
+      ValueError: for another shape, a count below 1 or NaN.
     """
     values = np.asarray(average_precisions, np.float64)
-    rows = np.arange(len(values)) if where is None else np.flatnonzero(where)
-    where_shape = values.shape if where is None else np.shape(where)
-    if values.ndim != 1 or where_shape != values.shape:
-        raise ValueError(f"AP {values.shape} and where {where_shape} must both be [N]")
+    if values.ndim != 1:
+        raise ValueError(f"one AP a query [N] is needed; got {values.shape}")
     if count < 1:
         raise ValueError(f"count must be at least 1; got {count}")
     if np.isnan(values).any():
         raise ValueError(f"average precisions of shape {values.shape} hold NaN")
-    best = rows[np.argsort(-values[rows], kind="stable")]
-    worst = rows[np.argsort(values[rows], kind="stable")]
+    best, worst = (np.argsort(order, kind="stable") for order in (-values, values))
     return best[:count], worst[:count]
 
 
@@ -283,7 +178,7 @@ def first_results(
     *,
     top: int = 10,
 ) -> QueryResults:
-    """What one query finds first.
+    """What one query finds first; equal scores rank in gallery order.
 
     Args:
       query: its row.
@@ -298,9 +193,7 @@ def first_results(
     if top < 1:
         raise ValueError(f"top must be at least 1; got {top}")
     gallery = np.argsort(-scores, kind="stable")[:top]
-    return QueryResults(
-        query, float(average_precision), gallery, relevance[gallery], scores[gallery]
-    )
+    return QueryResults(query, float(average_precision), gallery, relevance[gallery])
 
 
 def _as_scores(scores: Any) -> np.ndarray:
