@@ -5,6 +5,7 @@ optimisation and in one piece, unless XLA_FLAGS is set (to nothing, say), and sh
 workers and the processes that tests start, in a folder that lives as long as the session.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -28,6 +29,14 @@ import jax  # noqa: E402 (reads the variables above)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # For tests of placement; all others use the first device, and processes that tests start have one.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_collection_finish():
+    # Tracing makes and drops many small objects; with Python's own threshold, looking for cycles
+    # among them takes a tenth of the time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_unconfigure():

@@ -36,27 +36,30 @@ def pair_case(seed, n=5, m=7, low=0.0, high=2.0):
 
 
 def degenerate_case(seed, low=0.0, high=2.0):
-    """One ordinary row, then rows without relevant columns, without others, or without any."""
-    matrix = np.random.default_rng(seed).uniform(low, high, (6, 5))
+    """One ordinary row, then rows without relevant columns, without others, or without any.
+
+    The last two columns are excluded from every row.
+    """
+    matrix = np.random.default_rng(seed).uniform(low, high, (6, 7))
     relevance = np.array(
         [
-            [1, 0, 1, 0, 0],
-            [0, 0, 0, 0, 0],  # nothing is relevant
-            [1, 1, 1, 1, 1],  # everything is relevant
-            [1, 0, 1, 0, 0],  # the relevant columns are excluded
-            [1, 0, 1, 0, 0],  # only the relevant columns are left
-            [0, 1, 0, 0, 1],  # everything is excluded
+            [1, 0, 1, 0, 0, 1, 0],
+            [0, 0, 0, 0, 0, 1, 0],  # nothing is relevant
+            [1, 1, 1, 1, 1, 1, 0],  # everything is relevant
+            [1, 0, 1, 0, 0, 1, 0],  # the relevant columns are excluded
+            [1, 0, 1, 0, 0, 1, 0],  # only the relevant columns are left
+            [0, 1, 0, 0, 1, 1, 0],  # everything is excluded
         ],
         dtype=bool,
     )
     where = np.array(
         [
-            [1, 1, 1, 1, 1],
-            [1, 1, 1, 1, 1],
-            [1, 1, 1, 1, 1],
-            [0, 1, 0, 1, 1],
-            [1, 0, 1, 0, 0],
-            [0, 0, 0, 0, 0],
+            [1, 1, 1, 1, 1, 0, 0],
+            [1, 1, 1, 1, 1, 0, 0],
+            [1, 1, 1, 1, 1, 0, 0],
+            [0, 1, 0, 1, 1, 0, 0],
+            [1, 0, 1, 0, 0, 0, 0],
+            [0, 0, 0, 0, 0, 0, 0],
         ],
         dtype=bool,
     )

@@ -160,7 +160,7 @@ def test_nan_shows_in_its_row_alone_and_excluded_columns_not_at_all(name, way):
 def test_rows_without_relevant_or_without_any_column_score_zero(name):
     _, relevance, where = oracles.degenerate_case(3)
     for way in WAYS:
-        values = expected(name, way, np.ones((6, 5), np.float32), relevance, where)
+        values = expected(name, way, np.ones((6, 7), np.float32), relevance, where)
         assert np.all(values[[1, 3, 5]] == 0) and np.all(values[[0, 2, 4]] > 0)
 
 

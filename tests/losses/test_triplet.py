@@ -101,7 +101,7 @@ def test_violations_are_counted_exactly(eighths, sides, margin):
     positives, negatives = sides == 1, sides == 2
     violates = eighths[:, None, :] < eighths[:, :, None] + margin  # [row, positive, negative]
     violates &= positives[:, :, None] & negatives[:, None, :]
-    per_positive, per_negative = triplet._violations(
+    per_positive, per_negative = oracles.compiled(triplet._violations)(
         distances, np.float32(margin / 8), positives, negatives
     )
     np.testing.assert_array_equal(per_positive[positives], violates.sum(axis=2)[positives])
