@@ -19,21 +19,20 @@ def finish(process, given=None):
 def wait_until(happened, *processes):
     """Waits for something that these processes do; fails as soon as one ends without it."""
     for _ in poll():
-        have_ended = [process.poll() is not None for process in processes]
+        are_running = [process.poll() is None for process in processes]
         if happened():  # asked after the processes, whose last act it may have been
             return
-        if any(have_ended):
-            for process in processes:
-                process.kill()
-            raise AssertionError(
-                [(process.returncode, *process.communicate()) for process in processes]
-            )
+        if not all(are_running):
+            break
+    for process in processes:
+        process.kill()
+    ends = [(process.returncode, *process.communicate()) for process in processes]
+    raise AssertionError(f"it did not happen: {ends}")
 
 
 def poll():
-    """Takes a pause before each further look, and raises AssertionError where looking is vain."""
+    """A moment to look, again and again, until whatever is looked at hangs."""
     deadline = time.monotonic() + HANGS_AFTER_SECONDS
     while time.monotonic() < deadline:
         yield
         time.sleep(0.002)
-    raise AssertionError(f"not within {HANGS_AFTER_SECONDS} s")
