@@ -1,7 +1,7 @@
 """`experiments.prepare` and small programs run many times, without starting Python each time.
 
-A process that has imported what it needs forks for each run: flags are fresh, and memory and time
-are limited. It is started and asked by `ForkedRuns`.
+A process that has imported what it needs forks for each run: flags are fresh, and memory is
+limited. It is started and asked by `ForkedRuns`.
 """
 
 import contextlib
@@ -14,25 +14,32 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from typing import NamedTuple
 
+from waiting import finish, poll
+
 ROOT = pathlib.Path(__file__).parents[1]
 MORE_MEMORY = 2**30
-CPU_SECONDS = 20
-KILLED_AFTER_SECONDS = 30
 
 
 class Run(NamedTuple):
-    """How a run ended; a negative status is the number of the signal that ended it."""
+    """How a run ended.
+
+    Attributes:
+      status: of its end; a negative one is the number of the signal that ended it.
+      output: what it printed.
+      errors: what it printed to standard error.
+      grown_bytes: of memory, at most, beyond those it began with.
+      read_bytes: of files, each as often as it was read; those mapped into memory do not count.
+    """
 
     status: int
     output: str
     errors: str
     grown_bytes: int
-    seconds: float
+    read_bytes: int
 
 
 class ForkedRuns:
@@ -50,7 +57,7 @@ class ForkedRuns:
         return self
 
     def __exit__(self, *_):
-        self._process.communicate(timeout=60)
+        finish(self._process)
 
     def run(self, program, *arguments):
         """Runs "prepare" with flags, "av_digits" on paths, or "code" on source and its words."""
@@ -84,19 +91,17 @@ def _serve(replies):
         for line in sys.stdin:
             program, *arguments = json.loads(line)
             names = [os.path.join(folder, name) for name in ("output", "errors", "memory")]
-            start = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
                 child = os.fork()
             if not child:
                 _become(main, program, arguments, names)
-            status, used = _ended(child)
-            seconds = time.perf_counter() - start
+            read_bytes, status, used = _ended(child)
             output, errors, memory = (
                 pathlib.Path(name).read_text(errors="replace") for name in names
             )
             grown = used.ru_maxrss * 1024 - int(memory)
-            reply = Run(os.waitstatus_to_exitcode(status), output, errors, grown, seconds)
+            reply = Run(os.waitstatus_to_exitcode(status), output, errors, grown, read_bytes)
             print(json.dumps(reply._asdict()), file=replies, flush=True)
 
 
@@ -110,7 +115,6 @@ def _become(main, program, arguments, names):
         pathlib.Path(names[2]).write_text(str(held))
         most = reserved + MORE_MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         try:
             main(program, arguments)
@@ -126,15 +130,20 @@ def _become(main, program, arguments, names):
 
 
 def _ended(child):
-    deadline = time.monotonic() + KILLED_AFTER_SECONDS
-    while True:
-        ended, status, used = os.wait4(child, os.WNOHANG)
-        if ended:
-            return status, used
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            deadline = float("inf")
-        time.sleep(0.002)
+    """Waits for the end of a child; what it read, its status and what it used."""
+    for _ in poll():
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+    else:
+        os.kill(child, signal.SIGKILL)
+    read_bytes = _bytes_read_by(child)  # which is known until the child is waited for
+    _, status, used = os.wait4(child, 0)
+    return read_bytes, status, used
+
+
+def _bytes_read_by(process):
+    lines = pathlib.Path(f"/proc/{process}/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("rchar")).split()[1])
 
 
 def _memory_bytes():

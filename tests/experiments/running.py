@@ -1,5 +1,6 @@
-"""Binaries started as a user starts them, and small files to start them on."""
+"""Binaries as functions, and started as a user starts them; small files to run them on."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,18 +10,60 @@ import sys
 import h5py
 import jax
 import numpy as np
+import pytest
+from waiting import finish
 
 from aadml_jax.data import SyntheticSpec, make_synthetic
+from aadml_jax.training.config import TrainConfig
+from aadml_jax.training.parallel import Placement
 from aadml_jax.training.stored_runs import restore_for_evaluation
+from experiments import evaluate as evaluate_binary
+from experiments import train as train_binary
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def start(binary, *arguments, cwd=ROOT):
+def train(**given):
+    """`experiments.train` with these settings, in this process; see `on_one_device`."""
+    with on_one_device():
+        return train_binary.run(TrainConfig.of(**given), frozenset(given))
+
+
+def evaluate(**given):
+    """`experiments.evaluate` with these options, in this process; see `on_one_device`."""
+    with on_one_device():
+        return evaluate_binary.run(evaluate_binary.Options(**given))
+
+
+@contextlib.contextmanager
+def on_one_device():
+    """Lets the binaries take one device, as in a process of their own, where this one has eight."""
+
+    def first_device(mode):
+        return Placement(tuple(jax.devices()[:1]), mode)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train_binary, "all_devices", first_device)
+        patched.setattr(evaluate_binary, "all_devices", first_device)
+        yield
+
+
+def flags_of(settings):
+    """The flags that say the same to a binary as these keyword arguments to its function."""
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            yield f"--{name}" if value else f"--no{name}"
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            yield f"--{name}={text}"
+
+
+def start(binary, *arguments, cwd=ROOT, **environment):
+    """Starts a binary in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{binary}", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -28,9 +71,9 @@ def start(binary, *arguments, cwd=ROOT):
 
 
 def run(binary, *arguments, cwd=ROOT):
-    """Runs a binary to its end; returns exit status, output and errors."""
+    """Runs a binary in a process to its end; returns exit status, output and errors."""
     process = start(binary, *arguments, cwd=cwd)
-    output, errors = process.communicate(timeout=240)
+    output, errors = finish(process)
     return process.returncode, output, errors
 
 
@@ -45,6 +88,13 @@ def write_feature_file(path, seed=0, audio_dim=8):
             file[f"visual_{split}"] = rows.visual
             file[f"lab_{split}"] = rows.labels + 1
     return path
+
+
+def log_of(folder):
+    """The lines of a run's log so far."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def final_state(folder):

@@ -187,6 +187,26 @@ def test_a_binary_of_the_project_makes_nothing_of_a_url(runs, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+TRAIN = (
+    "from aadml_jax.training.config import TrainConfig\n"
+    "from experiments import command_line, train\n"
+    "command_line.run(train.main, flags_of=[TrainConfig])"
+)
+
+
+def test_help_lists_the_flags_of_a_binary(runs):
+    done = runs.run("code", TRAIN, "--help")
+    assert (done.status, done.errors) == (0, "")
+    assert "--num_neighbors: k of the correlation graph" in done.output
+
+
+def test_a_value_that_is_no_choice_is_one_line_and_status_2(runs):
+    done = runs.run("code", TRAIN, "--loss=arcface")
+    assert (done.status, done.output) == (2, "")
+    assert done.errors.startswith("error: ") and "--loss=arcface" in done.errors
+    assert done.errors.count("\n") == 1
+
+
 @pytest.mark.parametrize("error", ["AssertionError()", "RuntimeError('Unable to initialize back')"])
 def test_other_errors_keep_their_traceback(runs, error):
     program = (

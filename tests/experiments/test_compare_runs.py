@@ -174,14 +174,20 @@ def test_no_run_at_all_is_a_mistake():
         compare()
 
 
-def test_as_a_command_it_takes_folders_and_names_mistakes_in_one_line(trained, tmp_path):
-    status, output, errors = run("compare_runs", trained)
-    assert (status, errors) == (0, "")
-    assert output.splitlines()[1].startswith(trained.name)
+def test_a_run_that_is_not_finished_is_named_and_no_page_is_written(trained, tmp_path):
     running = copy_run(trained, tmp_path / "running")
     change_json(running / "config.json", lambda stored: stored["config"]["launch"].update(epochs=9))
-    status, output, errors = run("compare_runs", trained, "--output=page", running, cwd=tmp_path)
-    assert (status, output) == (2, "")
-    assert errors.startswith(f"error: {running} holds a run that is not finished, at epoch 3 of 9")
-    assert errors.count("\n") == 1
+    line = f"{running} holds a run that is not finished, at epoch 3 of 9"
+    with pytest.raises(UserError, match=line) as caught:
+        compare(trained, running, output=str(tmp_path / "page"))
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "page").exists()
+
+
+def test_as_a_command_it_takes_folders_before_and_behind_its_flags(trained, tmp_path):
+    other = copy_run(trained, tmp_path / "other")
+    status, output, errors = run("compare_runs", trained, "--output=page", other, cwd=tmp_path)
+    assert (status, errors) == (0, "")
+    names = [line.split()[0] for line in output.splitlines()[1:3]]
+    assert names == [trained.name, f"{tmp_path.name}/other"]
+    assert (tmp_path / "page" / "report.html").exists()

@@ -49,6 +49,12 @@ def test_digits_beat_linear_cca(tmp_path):
     assert result["map"]["visual_to_audio"] > 0.7
 
 
+@pytest.mark.skipif(not DIGITS.exists(), reason="the digits features are not beside the project")
+def test_a_smoke_run_on_spoken_and_written_digits_learns(tmp_path):
+    result = train(tmp_path, "--smoke", "--dataset=features", f"--features_file={DIGITS}")
+    assert result["map"]["mean"] > 0.5
+
+
 def test_bfloat16_retrieves_as_well_as_float32(tmp_path):
     runs = (train(tmp_path / name, f"--precision={name}") for name in ("float32", "bfloat16"))
     maps = [run["map"]["mean"] for run in runs]

@@ -1,31 +1,26 @@
 """A data set prepared as shards, and trained on from there."""
 
-import json
+import dataclasses
 import struct
 
 import google_crc32c
 import numpy as np
 import pytest
-from forked_runs import ForkedRuns
-from running import run, write_feature_file
+from running import evaluate, log_of, run, train, write_feature_file
 from tensorflow_datasets.proto import tf_example_pb2
 
 from aadml_jax.data import open_dataset, open_feature_file
+from aadml_jax.errors import UserError
+from experiments import prepare
 
-FLAGS = (
-    "--epochs=4",
-    "--eval_every=2",
-    "--batch_size=16",
-    "--hidden_sizes=16",
-    "--learning_rate=0.01",
-    "--notensorboard",
-)
-
-
-@pytest.fixture(scope="module")
-def runs():
-    with ForkedRuns() as started:
-        yield started
+SMALL = {
+    "epochs": 4,
+    "eval_every": 2,
+    "batch_size": 16,
+    "hidden_sizes": (16,),
+    "learning_rate": 0.01,
+    "tensorboard": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,108 +63,81 @@ def write_video_records(path, videos):
             file.write(content + struct.pack("<I", masked(content)))
 
 
-def train(folder, *flags):
-    status, output, errors = run("train", f"--workdir={folder}", *FLAGS, *flags)
-    assert status == 0, errors
-    return output
-
-
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_a_run_goes_on_from_file_to_shards_to_stream(prepared, tmp_path):
+def test_a_run_goes_on_from_file_to_shards_to_stream(prepared, tmp_path, capsys):
     pytest.importorskip("grain", reason="the extra 'stream' is not installed")
     path, data = prepared
     file, moved = tmp_path / "file", tmp_path / "moved"
-    from_file = ("--dataset=features", f"--features_file={path}")
-    from_shards = ("--dataset=tfds:mine", f"--data_dir={data}")
-    train(file, *from_file)
-    train(moved, *from_file, "--epochs=1")
-    train(moved, *from_shards, "--epochs=2")
+    from_file = {**SMALL, "dataset": "features", "features_file": str(path)}
+    from_shards = {**SMALL, "dataset": "tfds:mine", "data_dir": str(data), "workdir": str(moved)}
+    train(**from_file, workdir=str(file))
+    train(**from_file | {"epochs": 1}, workdir=str(moved))
+    train(**from_shards | {"epochs": 2})
     # Up to here the rows are held, and every byte is the same.
     assert log_of(moved)[1] == log_of(file)[1]
-    assert "resuming after 2 of 4 epochs" in train(moved, *from_shards, "--input=stream")
+    capsys.readouterr()
+    result = train(**from_shards, input="stream")
+    assert "resuming after 2 of 4 epochs" in capsys.readouterr().out
     for line, wanted in zip(log_of(moved)[1:], log_of(file)[1:], strict=True):
         assert line == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
-    status, _, errors = run("evaluate", f"--checkpoint={moved}", f"--output={tmp_path / 'n'}")
-    assert (status, errors) == (0, "")
-    result = json.loads((moved / "result.json").read_text())
-    assert json.loads((tmp_path / "n").read_text())["map"] == result["map"]
-
+    assert evaluate(checkpoint=str(moved))["map"] == result["map"]
+    assert capsys.readouterr().err == ""
     elsewhere = data.rename(tmp_path / "elsewhere")
     try:
-        status, _, errors = run("evaluate", f"--checkpoint={moved}")
-        assert status == 2 and "does not exist any more; set --data_dir to the folder" in errors
-        status, output, _ = run("evaluate", f"--checkpoint={moved}", f"--data_dir={elsewhere}")
-        assert status == 0 and f"pairs of {elsewhere}/mine/1.0.0" in output
+        with pytest.raises(UserError, match="not exist any more; set --data_dir to the folder"):
+            evaluate(checkpoint=str(moved))
+        evaluate(checkpoint=str(moved), data_dir=str(elsewhere))
+        assert f"pairs of {elsewhere}/mine/1.0.0" in capsys.readouterr().out
     finally:
         elsewhere.rename(data)
 
 
 def test_a_smoke_run_streams_its_few_rows(prepared, tmp_path):
     pytest.importorskip("grain", reason="the extra 'stream' is not installed")
-    output = train(
-        tmp_path / "run",
-        "--dataset=tfds:mine",
-        f"--data_dir={prepared[1]}",
-        "--input=stream",
-        "--smoke",
+    settings = {**SMALL, "dataset": "tfds:mine", "data_dir": str(prepared[1]), "smoke": True}
+    held, streamed = (
+        train(**settings | {"epochs": 1}, input=way, workdir=str(tmp_path / way))
+        for way in ("device", "stream")
     )
-    assert "MAP" in output
+    assert streamed["map"] == pytest.approx(held["map"], abs=1e-4)
+
+
+def test_an_unknown_name_among_shards_is_named_with_those_that_are_there(prepared, tmp_path):
+    folder = str(tmp_path / "run")
+    with pytest.raises(UserError, match=r"none holds no data set \(there are in") as caught:
+        train(dataset="tfds:none", data_dir=str(prepared[1]), workdir=folder)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("binary", "flags", "message"),
+    ("options", "message"),
     [
-        ("train", ("--input=stream",), "--input=stream reads data sets that were prepared for it"),
+        ({"output": None}, "--output is needed"),
+        ({"dataset": "vegass"}, "did you mean vegas?"),
+        ({"dataset": "clip", "clip_list": "x"}, "did you mean clips?"),
+        ({"name": "Not/Good"}, "does not suit a data set of TFDS"),
+        ({"name": "mine"}, "exists already; remove it or choose"),
+        ({"output": "features.h5"}, "exists already; remove it or choose"),
         (
-            "train",
-            ("--dataset=tfds:none", "--data_dir={0}"),
-            "none holds no data set (there are in",
-        ),
-        ("train", ("--dataset=tfds:mine",), "needs the folder that holds it; set --data_dir"),
-    ],
-)
-def test_mistakes_in_training_get_one_line(prepared, tmp_path, binary, flags, message):
-    flags = [flag.format(prepared[1]) for flag in flags]
-    status, _, errors = run(binary, *flags, cwd=tmp_path)
-    assert status == 2
-    assert errors.count("\n") == 1 and message in errors
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ((), "--output is needed"),
-        (("--output={0}", "--dataset=vegass"), "did you mean vegas?"),
-        (("--output={0}", "--dataset=clip", "--clip_list=x"), "did you mean clips?"),
-        (("--output={0}", "--name=Not/Good"), "does not suit a data set of TFDS"),
-        (("--output={0}", "--name=mine"), "exists already; remove it or choose"),
-        (("--output={0}/features.h5",), "exists already; remove it or choose"),
-        (
-            ("--output={0}", "--dataset=av_digits", "--multi_label"),
+            {"dataset": "av_digits", "multi_label": True},
             "--multi_label is for --dataset=features or clips, not av_digits",
         ),
-        (("--output={0}", "--dataset=clips"), "needs a list of them; set --clip_list=FILE.csv"),
-        (("--output={0}", "--clip_list=x"), "--clip_list is for --dataset=clips, not synthetic"),
-        (
-            ("--output={0}", "--dataset=video_records", "--train_records={0}/no*"),
-            "no file matches",
-        ),
-        (("--output={0}", "--num_classes=0"), "--num_classes=0 must be at least 1"),
-        (("--output={0}/features.h5/x",), "cannot be written (Not a directory)"),
+        ({"dataset": "clips"}, "needs a list of them; set --clip_list=FILE.csv"),
+        ({"clip_list": "x"}, "--clip_list is for --dataset=clips, not synthetic"),
+        ({"dataset": "video_records", "train_records": ("no*",)}, "no file matches"),
+        ({"num_classes": 0}, "--num_classes=0 must be at least 1"),
+        ({"output": "features.h5/x"}, "cannot be written (Not a directory)"),
     ],
 )
-def test_mistakes_in_preparation_get_one_line(prepared, runs, flags, message):
-    ended = runs.run("prepare", *(flag.format(prepared[1]) for flag in flags))
-    assert ended.status == 2
-    assert ended.errors.count("\n") == 1 and message in ended.errors
+def test_mistakes_in_preparation_get_one_line(prepared, monkeypatch, options, message):
+    monkeypatch.chdir(prepared[1])
+    with pytest.raises(UserError) as caught:
+        prepare.run(prepare.Options(**{"output": ".", **options}))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_clips_of_several_classes_go_from_a_list_to_shards_to_a_file(runs, tmp_path):
+def test_clips_of_several_classes_go_from_a_list_to_shards_to_a_file(tmp_path, capsys):
     random = np.random.default_rng(1)
     lines = ["split,label,clip_id"]
     for number in range(40):
@@ -181,11 +149,17 @@ def test_clips_of_several_classes_go_from_a_list_to_shards_to_a_file(runs, tmp_p
             np.savez(tmp_path / f"ключ {number}.npz", **features)
         lines.append(f"{'test' if number >= 30 else 'train'},{';'.join(labels)},ключ {number}")
     (tmp_path / "Clips one.csv").write_text("\n".join(lines), encoding="utf-8")
-    flags = ("--dataset=clips", f"--clip_list={tmp_path / 'Clips one.csv'}", "--multi_label")
-    refused = runs.run("prepare", *flags, f"--output={tmp_path}")
-    assert refused.status == 2 and "no features of 1 of the 40 clips" in refused.errors
-    status, output, errors = run("prepare", *flags, f"--output={tmp_path}", "--allow_missing")
-    assert (status, errors) == (0, "")
+    options = prepare.Options(
+        dataset="clips",
+        clip_list=str(tmp_path / "Clips one.csv"),
+        multi_label=True,
+        output=str(tmp_path),
+    )
+    with pytest.raises(UserError, match="no features of 1 of the 40 clips"):
+        prepare.run(options)
+    prepare.run(dataclasses.replace(options, allow_missing=True))
+    output, errors = capsys.readouterr()
+    assert errors == ""
     assert "missing train clips: ключ 7\n" in output
     rows = [line.split() for line in output.splitlines()]
     assert ["missing", "1", "0"] in rows
@@ -193,19 +167,21 @@ def test_clips_of_several_classes_go_from_a_list_to_shards_to_a_file(runs, tmp_p
     counts = [sum("à" in line for line in lines[1:31]), sum("à" in line for line in lines[31:])]
     # The missing clip is of the class Zug.
     assert ["à", *map(str, counts)] in rows
-    output = train(tmp_path / "run", "--dataset=tfds:clips_one", f"--data_dir={tmp_path}")
-    assert "MAP" in output
+    source = {"dataset": "tfds:clips_one", "data_dir": str(tmp_path)}
+    result = train(**SMALL | {"epochs": 1}, **source, workdir=str(tmp_path / "run"))
+    assert result["map"]["mean"] > 0
+    capsys.readouterr()
 
-    source = ("--dataset=tfds:clips_one", f"--data_dir={tmp_path}")
-    written = runs.run("prepare", *source, f"--output={tmp_path / 'one.h5'}")
-    assert (written.status, written.errors) == (0, "")
-    assert ["à", *map(str, counts)] in [line.split() for line in written.output.splitlines()]
+    prepare.run(prepare.Options(**source, output=str(tmp_path / "one.h5")))
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    assert ["à", *map(str, counts)] in [line.split() for line in output.splitlines()]
     dataset = open_feature_file(tmp_path / "one.h5", multi_label=True)
     assert dataset.fingerprint() == open_dataset("tfds:clips_one", data_dir=tmp_path).fingerprint()
     assert dataset.class_names == ("Zug", "rain", "à")
 
 
-def test_video_records_go_to_a_feature_file(tmp_path):
+def test_video_records_go_to_a_feature_file(tmp_path, capsys):
     random = np.random.default_rng(2)
     for name, count in (("train00", 25), ("train01", 15), ("validate00", 12)):
         write_video_records(
@@ -220,15 +196,16 @@ def test_video_records_go_to_a_feature_file(tmp_path):
                 for number in range(count)
             ],
         )
-    status, output, errors = run(
-        "prepare",
-        "--dataset=video_records",
-        f"--train_records={tmp_path}/train*.tfrecord",
-        f"--test_records={tmp_path}/validate00.tfrecord",
-        "--num_classes=9",
-        f"--output={tmp_path / 'videos.h5'}",
+    options = prepare.Options(
+        dataset="video_records",
+        train_records=(f"{tmp_path}/train*.tfrecord",),
+        test_records=(f"{tmp_path}/validate00.tfrecord",),
+        num_classes=9,
+        output=str(tmp_path / "videos.h5"),
     )
-    assert (status, errors) == (0, "")
+    assert prepare.run(options) == tmp_path / "videos.h5"
+    output, errors = capsys.readouterr()
+    assert errors == ""
     assert ["rows", "40", "12"] in [line.split() for line in output.splitlines()]
     # Numbers 0 to 4, 5 and 6 are used in both files.
     assert "no train rows in 2 classes: class 7, class 8\n" in output

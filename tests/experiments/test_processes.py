@@ -7,22 +7,24 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import h5py
 import numpy as np
 import pytest
-from running import ROOT, final_state
+import running
+from running import final_state, flags_of, log_of
+from waiting import finish, wait_until
 
 from aadml_jax.data import SyntheticSpec, make_synthetic, open_feature_file
 from aadml_jax.data.tfds_builders import write_tfds_folder
+from aadml_jax.errors import UserError
 
 NUM_KILLS = int(os.environ.get("AADML_TEST_KILLS", 4))
+# Runs that are to be stopped have no end of their own to reach before.
+ENDLESS = "--epochs=1000000"
 WORDS_AT_THE_END = {
     -signal.SIGKILL: [""],
-    0: [""],
     1: ["the others stop with it"],
     2: ["the other processes cannot be joined"],
     -signal.SIGABRT: ["another task died", "leader task was preempted/died"],
@@ -30,8 +32,8 @@ WORDS_AT_THE_END = {
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """Flags of a short run on a file, of which each process reads its rows."""
+def settings(tmp_path_factory):
+    """A short run on a file, of which each process reads its rows."""
     spec = SyntheticSpec(train_size=301, test_size=99, audio_dim=12, visual_dim=16)
     dataset = make_synthetic(spec)
     path = tmp_path_factory.mktemp("data") / "features.h5"
@@ -39,16 +41,22 @@ def small(tmp_path_factory):
         for name, split in (("train", dataset.train), ("test", dataset.test)):
             file[f"audio_{name}"], file[f"visual_{name}"] = split.audio, split.visual
             file[f"lab_{name}"] = split.labels
-    return (
-        "--dataset=features",
-        f"--features_file={path}",
-        "--batch_size=100",
-        "--epochs=6",
-        "--eval_every=3",
-        "--hidden_sizes=16",
-        "--learning_rate=1e-3",
-        "--notensorboard",
-    )
+    return {
+        "dataset": "features",
+        "features_file": str(path),
+        "batch_size": 100,
+        "epochs": 6,
+        "eval_every": 3,
+        "hidden_sizes": (16,),
+        "learning_rate": 1e-3,
+        "tensorboard": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def small(settings):
+    """Its flags."""
+    return tuple(flags_of(settings))
 
 
 def free_port():
@@ -59,43 +67,45 @@ def free_port():
 
 def start(folder, *flags, num_processes=2, devices_each=2, own=((), ()), platforms=("cpu", "cpu")):
     """Starts the processes of a run; `own` holds the flags of one of them only."""
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices_each)}
     join = (f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={num_processes}")
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "experiments.train", f"--workdir={folder}", *flags, *own[number]]
-            + ([*join, f"--process_id={number}"] if num_processes > 1 else []),
-            cwd=ROOT,
-            env={**environment, "JAX_PLATFORMS": platforms[number]},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        running.start(
+            "train",
+            f"--workdir={folder}",
+            *flags,
+            *own[number],
+            *((*join, f"--process_id={number}") if num_processes > 1 else ()),
+            JAX_NUM_CPU_DEVICES=str(devices_each),
+            JAX_PLATFORMS=platforms[number],
         )
         for number in range(num_processes)
     ]
 
 
-def finish(processes, timeout=240):
-    outputs = [process.communicate(timeout=timeout) for process in processes]
+def finish_all(processes):
+    outputs = [finish(process) for process in processes]
     return [process.returncode for process in processes], outputs
 
 
 def train(folder, *flags, **options):
-    statuses, outputs = finish(start(folder, *flags, **options))
+    statuses, outputs = finish_all(start(folder, *flags, **options))
     assert statuses == [0] * len(statuses), outputs
     return outputs
 
 
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def wait_for_lines(processes, folder, count):
-    deadline = time.monotonic() + 200
-    while not (folder / "metrics.jsonl").exists() or len(log_of(folder)) < count:
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in processes), finish(processes)
-        time.sleep(0.02)
+    wait_until(lambda: len(log_of(folder)) >= count, *processes)
+
+
+def assert_ends_undisturbed(folder, other, *flags):
+    """Goes on for two epochs, to what a run in another folder has after as many."""
+    flags = (*flags, f"--epochs={len(log_of(folder)) + 2}")
+    (shown, _), _ = train(folder, *flags)
+    assert "resuming after" in shown
+    train(other, *flags)
+    assert log_of(folder) == log_of(other)
+    for leaf, wanted in zip(final_state(folder), final_state(other), strict=True):
+        np.testing.assert_array_equal(leaf, wanted)
 
 
 @pytest.fixture(scope="module")
@@ -114,37 +124,30 @@ def assert_same_run(folder, other):
     assert next(results) == pytest.approx(next(results), abs=1e-3)
 
 
-def test_two_processes_train_what_one_trains(two_processes, small, tmp_path):
+def test_two_processes_train_what_one_trains(two_processes, settings, tmp_path):
     folder, ((shown, _), (silent, _)) = two_processes
-    train(tmp_path, *small, num_processes=1, devices_each=1)
+    running.train(**settings, workdir=str(tmp_path))
     assert_same_run(folder, tmp_path)
     assert "on 4 × cpu (jit)" in shown and "MAP" in shown
     assert [line for line in silent.splitlines() if not line.startswith("[Gloo]")] == []
 
 
 @pytest.mark.full
-def test_a_killed_process_ends_the_others_and_the_rerun_resumes_exactly(
-    two_processes, small, tmp_path
-):
-    undisturbed, _ = two_processes
-    processes = start(tmp_path, *small, "--checkpoint_every=1", "--steps_per_call=1")
-    wait_for_lines(processes, tmp_path, 2)
+def test_a_killed_process_ends_the_others_and_the_rerun_resumes_exactly(small, tmp_path):
+    folder, flags = tmp_path / "killed", (*small, "--checkpoint_every=1", "--steps_per_call=1")
+    processes = start(folder, *flags, ENDLESS)
+    wait_for_lines(processes, folder, 2)
     processes[1].kill()
-    statuses, outputs = finish(processes, timeout=90)
+    statuses, outputs = finish_all(processes)
     assert statuses[0] == 1, outputs
     assert "Start all of them again, and the run resumes" in outputs[0][1]
-    assert not (tmp_path / "result.json").exists()
-
-    (shown, _), _ = train(tmp_path, *small, "--checkpoint_every=1")
-    assert "resuming after" in shown
-    assert log_of(tmp_path) == log_of(undisturbed)
-    for leaf, wanted in zip(final_state(tmp_path), final_state(undisturbed), strict=True):
-        np.testing.assert_array_equal(leaf, wanted)
+    assert not (folder / "result.json").exists()
+    assert_ends_undisturbed(folder, tmp_path / "undisturbed", *flags)
 
 
 def refused(folder, *flags, **options):
     """The last line of each process of a run that must not begin."""
-    statuses, outputs = finish(start(folder, *flags, **options))
+    statuses, outputs = finish_all(start(folder, *flags, **options))
     assert statuses == [2, 2], outputs
     return [errors.splitlines()[-1] for _, errors in outputs]
 
@@ -177,24 +180,19 @@ def test_processes_find_each_other_by_the_launchers_variables(
         "slurm": ("SLURM_PROCID", "SLURM_LOCALID"),
         "open_mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
     }[launcher]
-    flags = (*small, "--distributed")
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}", *flags],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "JAX_NUM_CPU_DEVICES": "2",
-                **common,
-                **dict.fromkeys(names, str(process)),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        running.start(
+            "train",
+            f"--workdir={tmp_path}",
+            *small,
+            "--distributed",
+            JAX_NUM_CPU_DEVICES="2",
+            **common,
+            **dict.fromkeys(names, str(process)),
         )
         for process in range(2)
     ]
-    statuses, outputs = finish(processes)
+    statuses, outputs = finish_all(processes)
     assert statuses == [0, 0], outputs
     assert log_of(tmp_path) == log_of(two_processes[0])
 
@@ -218,7 +216,7 @@ def test_processes_with_different_folders_are_refused(small, tmp_path):
 @pytest.mark.full
 def test_a_process_that_cannot_start_ends_the_others(small, tmp_path):
     processes = start(tmp_path, *small, platforms=("cpu", "cuda"))
-    statuses, outputs = finish(processes, timeout=150)
+    statuses, outputs = finish_all(processes)
     assert statuses[1] == 1, outputs
     assert "the others stop with it" in outputs[1][1]
     assert statuses[0] != 0
@@ -246,47 +244,37 @@ def test_a_damaged_checkpoint_is_passed_over_by_all(two_processes, small, tmp_pa
 
 
 @pytest.mark.full
-def test_kills_of_either_process_at_random_moments(two_processes, small, tmp_path):
-    undisturbed, _ = two_processes
-    flags = (*small, "--checkpoint_every=1", "--steps_per_call=1")
-    started = time.monotonic()
-    train(tmp_path / "whole", *flags)
-    length = time.monotonic() - started
+def test_kills_of_either_process_at_random_moments(small, tmp_path):
+    folder, flags = tmp_path / "killed", (*small, "--checkpoint_every=1", "--steps_per_call=1")
     moments = random.Random(0)
-    for _ in range(NUM_KILLS):
-        processes = start(tmp_path / "killed", *flags)
-        time.sleep(moments.uniform(0.3, 1.0) * length)
+    for number in range(NUM_KILLS):
+        processes = start(folder, *flags, ENDLESS)
+        if number % 4:
+            wait_for_lines(processes, folder, len(log_of(folder)) + moments.randrange(1, 4))
+            time.sleep(moments.uniform(0, 0.2))  # to somewhere within an epoch
+        else:
+            time.sleep(moments.uniform(0.5, 4))  # to somewhere in the beginning, on most machines
         killed = processes[moments.randrange(2)]
         killed.kill()
-        # The other one may be done with what they do together, or not have joined yet; and where
-        # process 0, which keeps them in touch, is gone, JAX may be first to notice, and aborts.
-        statuses, outputs = finish(processes, timeout=200)
+        # The other one may not have joined yet; and where process 0, which keeps them in touch, is
+        # gone, JAX may be first to notice, and aborts.
+        statuses, outputs = finish_all(processes)
         for status, (_, errors) in zip(statuses, outputs, strict=True):
             assert any(words in errors for words in WORDS_AT_THE_END[status]), (status, errors)
-    train(tmp_path / "killed", *flags)
-    assert log_of(tmp_path / "killed") == log_of(undisturbed)
-    for leaf, wanted in zip(
-        final_state(tmp_path / "killed"), final_state(undisturbed), strict=True
-    ):
-        np.testing.assert_array_equal(leaf, wanted)
+    assert_ends_undisturbed(folder, tmp_path / "undisturbed", *flags)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_signal_to_one_process_stops_all_with_the_state_saved(
-    two_processes, small, tmp_path, number
-):
-    undisturbed, _ = two_processes
-    processes = start(tmp_path, *small, "--steps_per_call=1")
-    wait_for_lines(processes, tmp_path, 1)
+def test_a_signal_to_one_process_stops_all_with_the_state_saved(small, tmp_path, number):
+    folder, flags = tmp_path / "stopped", (*small, "--steps_per_call=1")
+    processes = start(folder, *flags, ENDLESS)
+    wait_for_lines(processes, folder, 1)
     processes[number].terminate()
-    statuses, outputs = finish(processes)
+    statuses, outputs = finish_all(processes)
     assert statuses == [1, 1], outputs
     assert "stopped by SIGTERM" in outputs[0][1]
-    train(tmp_path, *small)
-    assert log_of(tmp_path) == log_of(undisturbed)
-    for leaf, wanted in zip(final_state(tmp_path), final_state(undisturbed), strict=True):
-        np.testing.assert_array_equal(leaf, wanted)
+    assert_ends_undisturbed(folder, tmp_path / "undisturbed", *flags)
 
 
 @pytest.mark.full
@@ -321,9 +309,7 @@ def test_checkpoints_move_between_layouts(two_processes, small, tmp_path):
 
 
 def test_flags_of_processes_go_together(tmp_path):
-    command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}"]
-    run = subprocess.run(
-        [*command, "--num_processes=2"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 2
-    assert run.stderr.count("\n") == 1 and "--process_id go together" in run.stderr
+    with pytest.raises(UserError, match="--process_id go together") as caught:
+        running.train(num_processes=2, workdir=str(tmp_path / "run"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()

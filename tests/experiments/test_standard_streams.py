@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from running import ROOT
+from waiting import finish
 
 from experiments import standard_streams
 from experiments.standard_streams import lasting_stream
@@ -129,5 +130,5 @@ def test_a_command_in_a_pipe_outlives_its_reader():
         stderr=subprocess.PIPE,
     )
     process.stdout.close()
-    _, errors = process.communicate(b"x", timeout=60)
+    _, errors = finish(process, b"x")
     assert (process.returncode, errors) == (0, b"")

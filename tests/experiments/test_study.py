@@ -6,15 +6,15 @@ import pathlib
 import h5py
 import numpy as np
 import pytest
+from running import flags_of, write_feature_file
 from running import run as run_binary
-from running import write_feature_file
 
 from aadml_jax.data import SYNTHETIC, make_synthetic
 from aadml_jax.errors import UserError
 from aadml_jax.reports.page import Report
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.sweep import RunHistory
-from experiments.study import Options, run
+from experiments.study import Options, run, runs
 from experiments.study.data import generated_data, grouped_data, with_label_noise
 from experiments.study.options import drawn_data
 from experiments.study.runs import with_seeds
@@ -198,11 +198,91 @@ def test_files_without_groups_are_named(grouped_file, key, line):
         grouped_data(str(grouped_file), key, for_test=True)
 
 
+def sweep_files(folder):
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "sweep").glob("*.json")}
+
+
 def test_one_call_screens_and_the_command_resumes_it(grouped_file, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
+    folder = tmp_path / "study"
+    options = {
+        "features_file": str(grouped_file),
+        "workdir": str(folder),
+        "comparisons": ("fractions",),
+        "fractions": ("1",),
+        "steps": 2,
+        "seeds": 2,
+        "hidden_sizes": (8,),
+    }
+    page, numbers = run(Options(**options))
+    output, errors = capsys.readouterr()
+    assert errors == f"fractions, 1 of the training rows: 10 runs; folder {folder}\n"
+    assert "fractions, 100 % of the training rows" in output
+    assert page == folder / "screen-fractions-1-seeds-2-steps-2-8" / "report.html"
+    assert page.exists()
+    (table,) = numbers["sections"][0]["tables"]
+    records = {record["variant"]: record for record in table["records"]}
+    assert list(records) == list(SCREENED["fractions"].variants)
+    for record in records.values():
+        assert 0 < record["cosine"]["mean"] <= 1 and record["cosine"]["n"] == 2
+        if record["gain over"]:
+            baseline = records[record["gain over"]]
+            difference = record["posterior"]["mean"] - baseline["posterior"]["mean"]
+            assert record["posterior, gain"]["mean"] == pytest.approx(difference, abs=1e-12)
+
+    # The same as a command: it trains nothing again.
+    before = sweep_files(folder)
+    assert before
+    status, again, _ = run_binary("study", *flags_of(options))
+    assert (status, again) == (0, f"{output}written to {page}\n")
+    assert sweep_files(folder) == before
+
+
+def test_fractions_and_draws_are_trained_each_on_its_own_rows(grouped_file, tmp_path, monkeypatch):
+    """With made-up histories in place of training."""
+    pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
+    trained_on = []
+
+    def made_up(variants, base, draws, probes_of, **options):
+        draws = list(draws)
+        trained_on.append([(list(seeds), data.description["fingerprint"]) for seeds, data in draws])
+        of_seeds = [history(0.5, 0.25), history(0.75, 0.5)]
+        return TrainedVariants(variants, dict.fromkeys(variants, of_seeds))
+
+    monkeypatch.setattr(runs, "train_variants", made_up)
+    options = Options(
+        features_file=str(grouped_file),
+        workdir=str(tmp_path),
+        comparisons=("fractions",),
+        fractions=("0.5", "0.8", "1"),
+        data_by_seed=True,
+        seeds=2,
+    )
+    page, numbers = run(options)
+    assert page.parent.name == "screen-fractions-0.5-0.8-1-seeds-2-data_by_seed-True"
+    assert {path.stem for path in (page.parent / "figures").glob("*.svg")} == {
+        "fractions-50",
+        "fractions-80",
+        "fractions-100",
+        "fractions-by-share",
+    }
+    tables = numbers["sections"][0]["tables"]
+    assert [table["title"].split(", ")[1] for table in tables] == [
+        f"{part} % of the training rows" for part in (50, 80, 100)
+    ]
+    rows = numbers["configuration"]["rows, by fraction and seed"]
+    assert list(rows) == ["0.5", "0.8", "1"]
+    described = [[part["fingerprint"] for part in parts] for parts in rows.values()]
+    assert len({fingerprint for parts in described for fingerprint in parts}) == 6
+    assert trained_on == [[([0], first), ([1], second)] for first, second in described]
+
+
+@pytest.mark.full
+def test_a_study_of_several_fractions_and_draws_trains(grouped_file, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
     options = Options(
         features_file=str(grouped_file),
-        workdir=str(tmp_path / "study"),
+        workdir=str(tmp_path),
         comparisons=("fractions",),
         fractions=("0.5", "0.8", "1"),
         data_by_seed=True,
@@ -210,58 +290,13 @@ def test_one_call_screens_and_the_command_resumes_it(grouped_file, tmp_path, cap
         seeds=2,
         hidden_sizes=(8,),
     )
-    page, numbers = run(options)
-    output, errors = capsys.readouterr()
-    first, folder = errors.splitlines()[0], tmp_path / "study"
-    assert first == f"fractions, 0.5 of the training rows: 10 runs; folder {folder}"
-    assert "fractions, 50 % of the training rows" in output
-    folder /= "screen-fractions-0.5-0.8-1-seeds-2-steps-2-8-data_by_seed-True"
-    assert page == folder / "report.html" and page.exists()
+    _, numbers = run(options)
+    before = sweep_files(tmp_path)
     tables = numbers["sections"][0]["tables"]
-    assert len(tables) == 3
     for record in (record for table in tables for record in table["records"]):
         assert 0 < record["cosine"]["mean"] <= 1 and record["cosine"]["n"] == 2
-        if record["gain over"]:
-            (table,) = (table for table in tables if record in table["records"])
-            (baseline,) = (r for r in table["records"] if r["variant"] == record["gain over"])
-            difference = record["posterior"]["mean"] - baseline["posterior"]["mean"]
-            assert record["posterior, gain"]["mean"] == pytest.approx(difference, abs=1e-12)
-    assert [record["variant"] for record in tables[0]["records"]] == list(
-        SCREENED["fractions"].variants
-    )
-    assert {path.stem for path in (folder / "figures").glob("*.svg")} == {
-        "fractions-50",
-        "fractions-80",
-        "fractions-100",
-        "fractions-by-share",
-    }
-    rows = numbers["configuration"]["rows, by fraction and seed"]
-    assert {fraction: len(parts) for fraction, parts in rows.items()} == {
-        "0.5": 2,
-        "0.8": 2,
-        "1": 2,
-    }
-    assert len({part["fingerprint"] for parts in rows.values() for part in parts}) == 6
-
-    # The same as a command: it trains nothing again.
-    def kept():
-        return {
-            path.name: path.stat().st_mtime_ns
-            for path in (tmp_path / "study" / "sweep").glob("*.json")
-        }
-
-    def flags():
-        for field in dataclasses.fields(options):
-            value = getattr(options, field.name)
-            if value != field.default:
-                text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-                yield f"--{field.name}={text}"
-
-    before = kept()
-    assert before
-    status, again, _ = run_binary("study", *flags())
-    assert (status, again) == (0, f"{output}written to {page}\n")
-    assert kept() == before
+    assert run(options).numbers["sections"] == numbers["sections"]
+    assert sweep_files(tmp_path) == before
 
 
 def test_each_seed_is_trained_on_its_own_data_or_all_on_one(grouped_file):

@@ -1,14 +1,12 @@
 """Variants and seeds: which configurations are trained, and what is read from their histories."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from aadml_jax.data import SyntheticSpec, make_synthetic
 from aadml_jax.errors import UserError
 from aadml_jax.training.config import TrainConfig
-from aadml_jax.training.local_data import load_local_data
-from aadml_jax.training.setup import resolve
-from aadml_jax.training.stacked_runs import Probe
-from aadml_jax.training.sweep import RunHistory, run_program
+from aadml_jax.training.sweep import RunHistory
 from experiments.variants import TrainedVariants, Variant, configs_by_seed, train_variants
 
 
@@ -67,29 +65,38 @@ def test_steps_stand_for_epochs_and_no_batch_is_above_all_rows():
     assert config.recipe.batch_size == 35
 
 
-def test_histories_are_those_of_the_runs_by_themselves_in_order_of_the_seeds(tmp_path):
-    sizes = {"num_classes": 3, "audio_dim": 8, "visual_dim": 12, "train_size": 50, "test_size": 20}
-    datasets = [
-        load_local_data(make_synthetic(SyntheticSpec(**sizes, seed=seed))) for seed in (0, 1)
-    ]
-    base = TrainConfig.of(hidden_sizes=(8,), learning_rate=1e-3, epochs=2)
+def test_histories_stand_by_variant_in_order_of_the_seeds(monkeypatch):
+    """With made-up runs: one's MAP is told by its data, k and seed, such as 0.132."""
+    swept = []
+
+    def made_up(configs, data, probes, **options):
+        assert (probes, options) == ({"test": data}, {"folder": "here", "most_runs": 3})
+        recipes = [config.recipe for config in configs]
+        swept.append((data.name, [(recipe.num_neighbors, recipe.seed) for recipe in recipes]))
+        return [
+            history(int(data.name) / 10 + recipe.num_neighbors / 100 + recipe.seed / 1000)
+            for recipe in recipes
+        ]
+
+    monkeypatch.setattr("experiments.variants.run_sweep", made_up)
+    first, second = (
+        SimpleNamespace(name=name, num_train=num_train) for name, num_train in (("1", 50), ("2", 9))
+    )
     variants = {"a": Variant({}), "b": Variant({"num_neighbors": 1}, "a")}
+    options = {"folder": "here", "most_runs": 3}
 
-    def probes_of(data):
-        return {"test": Probe(data.test)}
+    def maps(draws):
+        trained = train_variants(
+            variants, TrainConfig.of(), draws, lambda data: {"test": data}, **options
+        )
+        return [trained.last(name, "test", "mean", "map") for name in variants]
 
-    for draws in (
-        [((0, 1), datasets[0])],
-        [((0,), datasets[0]), ((1,), datasets[1])],
-    ):
-        trained = train_variants(variants, base, draws, probes_of, folder=tmp_path, most_runs=3)
-        for name, variant in variants.items():
-            expected = []
-            for seeds, data in draws:
-                for seed in seeds:
-                    config = resolve(base.replace(**variant.changes, seed=seed), 50)
-                    (alone,) = run_program([config], data, probes_of(data))
-                    expected.append(alone.last("test")["mean"]["map"])
-            found = trained.last(name, "test", "mean", "map")
-            assert found == pytest.approx(expected, abs=1e-6)
-            assert found[0] != found[1]
+    assert maps([((2, 4), first)]) == [
+        pytest.approx([0.132, 0.134]),
+        pytest.approx([0.112, 0.114]),
+    ]
+    assert swept == [("1", [(3, 2), (3, 4), (1, 2), (1, 4)])]
+    assert maps([((0,), first), ((1,), second)]) == [
+        pytest.approx([0.130, 0.231]),
+        pytest.approx([0.110, 0.211]),
+    ]
