@@ -11,10 +11,12 @@ from aadml_jax.training.local_data import load_local_data
 from aadml_jax.training.loop import run_training
 from aadml_jax.training.run_folder import RunFolder
 from aadml_jax.training.setup import resolve
+from aadml_jax.training.state import init_state
 from aadml_jax.training.stored_runs import restore_for_evaluation
 
 SPEC = SyntheticSpec(num_classes=3, audio_dim=8, visual_dim=12, train_size=50, test_size=20)
 DATASET = make_synthetic(SPEC)
+DATA = load_local_data(DATASET)
 # Nearly all the time of a run goes into tracing and compiling its step, and most of that into the
 # objective. Where it does not matter which, it is one of the simplest.
 SIMPLE = {"loss": "contrastive", "anchor_aware": False}
@@ -34,6 +36,11 @@ def train(folder, dataset=DATASET, placement=None, *, config=SMALL, **settings):
     with RunFolder(folder) as run_folder:
         data = load_local_data(dataset, placement, standardized=config.recipe.standardize)
         return run_training(resolve(config, len(dataset.train)), data, run_folder, placement)
+
+
+def first_state(recipe):
+    """The state of a run before its first step."""
+    return init_state(recipe, num_classes=SPEC.num_classes, standardization=DATA.standardization)
 
 
 def stored_config(folder):

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_world import DATASET, SIMPLE, SMALL, logged, restored, train
+from small_world import DATA, DATASET, SIMPLE, SMALL, logged, restored, train
 
 from aadml_jax.errors import UserError
 from aadml_jax.training import sweep
 from aadml_jax.training.evaluation import embed
-from aadml_jax.training.local_data import load_local_data
 from aadml_jax.training.loop import TrainingDiverged
 from aadml_jax.training.setup import resolve
 from aadml_jax.training.signals import Interrupted
@@ -22,7 +21,6 @@ from aadml_jax.training.stacked_runs import Probe, StackedRuns
 from aadml_jax.training.state import build_model
 from aadml_jax.training.sweep import programs
 
-DATA = load_local_data(DATASET)
 BASE = resolve(SMALL.replace(epochs=3), len(DATASET.train))
 # Different in every field that may differ, where the triplet loss has it.
 RUNS = [
