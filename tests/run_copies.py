@@ -3,25 +3,20 @@
 import json
 import shutil
 
+import small_world
+
 from aadml_jax.data import SyntheticSpec, make_synthetic
 from aadml_jax.training.config import TrainConfig
-from aadml_jax.training.local_data import load_local_data
-from aadml_jax.training.loop import run_training
-from aadml_jax.training.run_folder import RunFolder
-from aadml_jax.training.setup import resolve
 
+_SPEC = SyntheticSpec(num_classes=3, audio_dim=7, visual_dim=6, train_size=20, test_size=10)
 _CONFIG = TrainConfig.of(
     epochs=3, eval_every=2, hidden_sizes=(4,), learning_rate=1e-2, tensorboard=False
 )
-_SPEC = SyntheticSpec(num_classes=3, audio_dim=7, visual_dim=6, train_size=20, test_size=10)
 
 
 def train_a_little(folder):
     """Three epochs on generated data, evaluated in the last two."""
-    config = _CONFIG.replace(workdir=str(folder))
-    dataset = make_synthetic(_SPEC)
-    with RunFolder(folder) as run_folder:
-        run_training(resolve(config, len(dataset.train)), load_local_data(dataset), run_folder)
+    small_world.train(folder, make_synthetic(_SPEC), config=_CONFIG)
 
 
 def copy_run(source, folder, *, config=(), data=(), result=()):

@@ -12,7 +12,7 @@ from typing import Any
 from absl import logging
 from tqdm import tqdm
 
-from aadml_jax.errors import UserError, one_line
+from aadml_jax.errors import one_line, require_extra
 from aadml_jax.training.evaluation import DIRECTIONS
 
 # A pipe without a reader, a terminal that is gone; a closed stream; no stream at all.
@@ -107,15 +107,15 @@ class TensorBoard:
         Raises:
           UserError: if it is asked for and not installed.
         """
-        installed = importlib.util.find_spec("tensorboardX") is not None
-        if enabled and not installed:
-            raise UserError(
+        if enabled:
+            require_extra(
+                "tensorboardX",
                 "--tensorboard needs the package tensorboardX; install aadml_jax[tensorboard] or "
-                "leave the flag out"
+                "leave the flag out",
             )
         self._folder = folder / "tensorboard"
         self._file: Any = None  # open, a RecordWriter of tensorboardX
-        if installed and enabled is not False:
+        if enabled or (enabled is None and importlib.util.find_spec("tensorboardX") is not None):
             self._attempt(lambda: self._open(last_step))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -143,7 +143,7 @@ def read_run_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
     """
     path = folder / name
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(), parse_constant=_refuse_constant)
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
         return content
@@ -156,6 +156,10 @@ def read_run_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
         raise UserError(
             f"{path} is damaged ({error}); restore it from a copy, or use another folder"
         ) from error
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}, which is no number of JSON")
 
 
 class MetricLog:

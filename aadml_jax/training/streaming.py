@@ -8,7 +8,6 @@ Grain reads ahead in threads; the chunk that follows is put on the devices while
 """
 
 import functools
-import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -23,7 +22,7 @@ from aadml_jax.data import (
     StoredFeatures,
     standardize,
 )
-from aadml_jax.errors import UserError
+from aadml_jax.errors import require_extra
 from aadml_jax.training.parallel import Placement
 from aadml_jax.training.state import RunKeys, TrainState
 from aadml_jax.training.step import (
@@ -154,11 +153,11 @@ def require_grain() -> None:
     Raises:
       UserError: if not.
     """
-    if importlib.util.find_spec("grain") is None:
-        raise UserError(
-            "--input=stream needs the package grain; run pip install -e '.[stream]', or leave the "
-            "flag out"
-        )
+    require_extra(
+        "grain",
+        "--input=stream needs the package grain; run pip install -e '.[stream]', or leave the flag "
+        "out",
+    )
 
 
 def read_ahead(

@@ -359,7 +359,7 @@ class _ProgramFolder:
         if restored is None:
             return None
         state, progress = restored
-        histories = [_cut(RunHistory(**run), progress.epoch) for run in self._histories]
+        histories = [_truncate(RunHistory(**run), progress.epoch) for run in self._histories]
         return state, progress.epoch, histories
 
     def save(self, state: TrainState, epoch: int, histories: Sequence[RunHistory]) -> None:
@@ -378,7 +378,7 @@ class _ProgramFolder:
         self._checkpoints.wait()
 
 
-def _cut(run: RunHistory, epoch: int) -> RunHistory:
+def _truncate(run: RunHistory, epoch: int) -> RunHistory:
     """A history up to an epoch: the file may be ahead of the checkpoint."""
     losses = {name: values[:epoch] for name, values in run.losses.items()}
     reports = {}

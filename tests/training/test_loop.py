@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -11,44 +12,29 @@ import time
 import jax
 import numpy as np
 import pytest
+import small_world
+from run_copies import change_json
+from small_world import DATASET, SPEC, log_of, logged, restored, restored_bytes, stored_config
 
-from aadml_jax.data import PairedFeatures, SyntheticSpec, make_synthetic
+from aadml_jax.data import PairedFeatures, make_synthetic
 from aadml_jax.errors import UserError
 from aadml_jax.training import evaluation, loop, stored_runs
-from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.evaluation import chance_map
-from aadml_jax.training.local_data import load_local_data
-from aadml_jax.training.loop import Interrupted, TrainingDiverged, run_training
-from aadml_jax.training.run_folder import RunFolder
-from aadml_jax.training.setup import resolve
+from aadml_jax.training.loop import Interrupted, TrainingDiverged
 
-SPEC = SyntheticSpec(num_classes=3, audio_dim=8, visual_dim=12, train_size=50, test_size=20)
-DATASET = make_synthetic(SPEC)
-SMALL = TrainConfig.of(
-    epochs=4,
-    batch_size=12,  # 4 steps an epoch, two rows left out
-    eval_every=2,
-    hidden_sizes=(16,),
-    learning_rate=1e-2,
-    tensorboard=False,
-)
+SIMPLE = small_world.SMALL.replace(**small_world.SIMPLE)
+train = functools.partial(small_world.train, config=SIMPLE)
 
 
-def train(folder, dataset=DATASET, **changes):
-    config = SMALL.replace(workdir=str(folder), **changes)
-    with RunFolder(folder) as run_folder:
-        data = load_local_data(dataset, standardized=config.recipe.standardize)
-        return run_training(resolve(config, len(dataset.train)), data, run_folder)
+def after_each_call(monkeypatch, then):
+    """Lets `then(state, num_steps)` see, and change, what each call of the compiled loop gives."""
+    make_run_steps = loop.make_run_steps
 
+    def making(*args, **kwargs):
+        run_steps = make_run_steps(*args, **kwargs)
+        return lambda state, num_steps: then(run_steps(state, num_steps), num_steps)
 
-def restored_bytes(folder, which="latest"):
-    stored = json.loads((folder / "config.json").read_text())
-    _, state, progress = stored_runs.restore_for_evaluation(folder, stored, which)
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], progress.epoch
-
-
-def log_of(folder):
-    return (folder / "metrics.jsonl").read_text()
+    monkeypatch.setattr(loop, "make_run_steps", making)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +42,20 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     result = train(folder)
     return folder, result, restored_bytes(folder)
+
+
+@pytest.fixture(scope="module")
+def first_half(tmp_path_factory):
+    """The folder of a run of two of the four epochs, and its result."""
+    folder = tmp_path_factory.mktemp("first_half")
+    return folder, train(folder, epochs=2)
+
+
+@pytest.fixture
+def begun(first_half, tmp_path):
+    """A copy of that folder."""
+    shutil.copytree(first_half[0], tmp_path / "begun")
+    return tmp_path / "begun"
 
 
 def test_result_holds_what_is_promised(undisturbed):
@@ -76,7 +76,7 @@ def test_result_holds_what_is_promised(undisturbed):
 
 def test_log_has_a_line_an_epoch_with_parts_and_learning_rate(undisturbed):
     folder, result, _ = undisturbed
-    lines = [json.loads(line) for line in log_of(folder).splitlines()]
+    lines = logged(folder)
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
     assert [line["step"] for line in lines] == [4, 8, 12, 16]
     for line in lines:
@@ -89,7 +89,7 @@ def test_log_has_a_line_an_epoch_with_parts_and_learning_rate(undisturbed):
 
 def test_the_best_state_is_kept_and_labelled(undisturbed):
     folder, result, _ = undisturbed
-    lines = [json.loads(line) for line in log_of(folder).splitlines()]
+    lines = logged(folder)
     evaluated = {line["epoch"]: line["map_mean"] for line in lines if "map_mean" in line}
     assert result["best"]["mean_map"] == max(evaluated.values())
     assert evaluated[result["best"]["epoch"]] == result["best"]["mean_map"]
@@ -106,43 +106,35 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(undisturbed, tm
     assert restored_bytes(tmp_path / "other")[0] != expected[0]
 
 
-def test_more_epochs_continue_to_the_same_bytes(undisturbed, tmp_path):
+def test_more_epochs_continue_to_the_same_bytes(undisturbed, first_half, begun):
     folder, _, expected = undisturbed
-    first = train(tmp_path, epochs=2)
-    second = train(tmp_path)
-    assert restored_bytes(tmp_path) == expected
-    assert log_of(tmp_path) == log_of(folder)
-    assert second["seconds"] > first["seconds"]
+    again = train(begun)
+    assert restored_bytes(begun) == expected
+    assert log_of(begun) == log_of(folder)
+    assert again["seconds"] > first_half[1]["seconds"]
 
 
-@pytest.mark.parametrize("stop_after_steps", [1, 4, 6, 8])
+# Within the first epoch, at the end of one, within one that is not the first, and at the end of an
+# evaluated one.
+@pytest.mark.parametrize("stop_after_steps", [1, pytest.param(4, marks=pytest.mark.full), 6, 8])
 def test_a_signal_saves_the_state_and_the_rerun_ends_with_the_same_bytes(
     undisturbed, tmp_path, monkeypatch, stop_after_steps
 ):
     folder, result, expected = undisturbed
-    make_run_steps = loop.make_run_steps
 
-    def signalling(*args, **kwargs):
-        run_steps = make_run_steps(*args, **kwargs)
-
-        def run_and_signal(state, num_steps):
-            state = run_steps(state, num_steps)
-            if int(state.step) == stop_after_steps:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return state
-
-        return run_and_signal
+    def signal_in_time(state, _):
+        if int(state.step) == stop_after_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return state
 
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "make_run_steps", signalling)
+        after_each_call(patched, signal_in_time)
         with pytest.raises(Interrupted, match=rf"SIGTERM after .* \(step {stop_after_steps}\)"):
             train(tmp_path, steps_per_call=1)
-    if stop_after_steps == 8:  # the end of an evaluated epoch: its checkpoint says so
-        lines = [json.loads(line) for line in log_of(tmp_path).splitlines()]
-        stored = json.loads((tmp_path / "config.json").read_text())
-        _, _, progress = stored_runs.restore_for_evaluation(tmp_path, stored, "latest")
-        assert (progress.epoch, progress.mean_map) == (2, lines[-1]["map_mean"])
+    if stop_after_steps == 8:  # its checkpoint says that it is evaluated
+        _, progress = restored(tmp_path)
+        assert (progress.epoch, progress.mean_map) == (2, logged(tmp_path)[-1]["map_mean"])
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not (tmp_path / "result.json").exists()
     assert train(tmp_path)["best"] == result["best"]
@@ -181,10 +173,10 @@ def test_a_finished_run_repeats_its_result_without_training(undisturbed, tmp_pat
 @pytest.mark.parametrize(
     ("field", "was", "value"),
     [
-        ("margin", 0.3, 0.5),
-        ("seed", SMALL.recipe.seed, 9),
-        ("hidden_sizes", SMALL.recipe.hidden_sizes, (17,)),
-        ("batch_size", SMALL.recipe.batch_size, 10),
+        ("margin", 1.0, 0.5),
+        ("seed", SIMPLE.recipe.seed, 9),
+        ("hidden_sizes", SIMPLE.recipe.hidden_sizes, (17,)),
+        ("batch_size", SIMPLE.recipe.batch_size, 10),
     ],
 )
 def test_another_configuration_is_refused_and_nothing_is_lost(undisturbed, field, was, value):
@@ -199,18 +191,11 @@ def test_another_configuration_is_refused_and_nothing_is_lost(undisturbed, field
     assert restored_bytes(folder) == expected
 
 
-def test_options_that_do_not_change_an_epoch_may_change(undisturbed, tmp_path):
-    _, _, expected = undisturbed
-    train(tmp_path, epochs=2)
-    train(tmp_path, eval_every=3, checkpoint_every=1, compilation_cache="off")
-    assert restored_bytes(tmp_path) == expected
-
-
-def test_data_settings_that_give_the_same_rows_may_change(undisturbed, tmp_path):
-    _, _, expected = undisturbed
-    train(tmp_path, epochs=2)
-    train(tmp_path, features_file="moved.h5", multi_label=True, smoke=True)
-    assert restored_bytes(tmp_path) == expected
+def test_settings_that_change_no_epoch_may_change(undisturbed, begun):
+    launch = {"eval_every": 3, "checkpoint_every": 1, "compilation_cache": "off"}
+    of_the_same_rows = {"features_file": "moved.h5", "multi_label": True, "smoke": True}
+    train(begun, **launch, **of_the_same_rows)
+    assert restored_bytes(begun) == undisturbed[2]
 
 
 def test_of_other_rows_the_setting_that_gives_them_is_named(undisturbed):
@@ -298,20 +283,18 @@ def test_fewer_epochs_than_begun_are_refused(undisturbed):
         train(folder, epochs=3)
 
 
-def test_a_folder_without_checkpoint_takes_any_configuration(undisturbed, tmp_path):
-    _, _, expected = undisturbed
-    with pytest.raises(TrainingDiverged):
-        train(tmp_path, learning_rate=1e38)
-    assert (tmp_path / "config.json").exists()
+def test_a_run_that_diverges_says_so_and_its_folder_takes_any_configuration(undisturbed, tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"loss became (nan|inf).*--learning_rate"):
+        train(tmp_path, learning_rate=1e38, label_loss="squared")
+    assert stored_config(tmp_path)["config"]["recipe"]["learning_rate"] == 1e38
     train(tmp_path)
-    assert restored_bytes(tmp_path) == expected
+    assert restored_bytes(tmp_path) == undisturbed[2]
 
 
-def test_checkpoints_without_their_configuration_are_refused(tmp_path):
-    train(tmp_path, epochs=2)
-    (tmp_path / "config.json").unlink()
+def test_checkpoints_without_their_configuration_are_refused(begun):
+    (begun / "config.json").unlink()
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
-        train(tmp_path)
+        train(begun)
 
 
 def test_other_data_are_refused(undisturbed):
@@ -323,86 +306,63 @@ def test_other_data_are_refused(undisturbed):
         train(folder, dataset=other)
 
 
-def test_features_are_standardised_by_training_statistics_and_evaluation_gets_them(tmp_path):
-    config = SMALL.replace(workdir=str(tmp_path))
-    train(tmp_path)
-    stored = json.loads((tmp_path / "config.json").read_text())
-    _, state, _ = stored_runs.restore_for_evaluation(tmp_path, stored, "latest")
+def test_features_are_standardised_by_training_statistics_and_evaluation_gets_them(
+    undisturbed, tmp_path
+):
+    state, _ = restored(undisturbed[0])
     audio = DATASET.train.audio.astype(np.float64)
     np.testing.assert_allclose(state.standardization.audio_mean, audio.mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(state.standardization.audio_scale, audio.std(axis=0), rtol=1e-4)
-    assert config.recipe.standardize
+    assert SIMPLE.recipe.standardize
 
-    train(tmp_path / "raw", standardize=False)
-    stored = json.loads((tmp_path / "raw" / "config.json").read_text())
-    _, state, _ = stored_runs.restore_for_evaluation(tmp_path / "raw", stored, "latest")
+    train(tmp_path, standardize=False)
+    state, _ = restored(tmp_path)
     assert np.all(state.standardization.visual_mean == 0)
     assert np.all(state.standardization.visual_scale == 1)
 
 
-def test_scaling_the_features_does_not_change_a_standardised_run(tmp_path):
+def test_scaling_the_features_does_not_change_a_standardised_run(first_half, tmp_path):
     def scaled(split):
         return PairedFeatures(split.audio * 64, split.visual / 8, split.labels, name="scaled")
 
     other = dataclasses.replace(DATASET, train=scaled(DATASET.train), test=scaled(DATASET.test))
-    first = train(tmp_path / "a", epochs=2)
-    second = train(tmp_path / "b", dataset=other, epochs=2)
-    assert second["map"]["mean"] == pytest.approx(first["map"]["mean"], abs=1e-3)
+    result = train(tmp_path, dataset=other, epochs=2)
+    assert result["map"]["mean"] == pytest.approx(first_half[1]["map"]["mean"], abs=1e-3)
 
 
-def test_a_diverging_run_says_so_and_keeps_its_checkpoints(tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"loss became (nan|inf).*--learning_rate"):
-        train(tmp_path, learning_rate=1e38, label_loss="squared")
-
-
-def breaking(monkeypatch, part, after_steps):
-    """Makes one number of a part of the state NaN after some steps; its sums stay finite."""
-    make_run_steps = loop.make_run_steps
-
-    def making(*args, **kwargs):
-        run_steps = make_run_steps(*args, **kwargs)
-
-        def run_and_break(state, num_steps):
-            state = run_steps(state, num_steps)
-            if int(state.step) == after_steps:
-                leaves, structure = jax.tree.flatten(getattr(state, part))
-                leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(np.nan)
-                state = state._replace(**{part: jax.tree.unflatten(structure, leaves)})
-                if after_steps % 4:
-                    os.kill(os.getpid(), signal.SIGTERM)
-            return state
-
-        return run_and_break
-
-    monkeypatch.setattr(loop, "make_run_steps", making)
-
-
+# At a signal within an epoch, and at the end of one that is not evaluated and of one that is.
 @pytest.mark.parametrize(
-    ("part", "name"),
+    ("part", "name", "after_steps"),
     [
-        ("params", "parameters"),
-        ("opt_state", "state of the optimizer"),
-        ("epoch_sums", "sums of the objective"),
+        ("params", "parameters", 11),
+        ("opt_state", "state of the optimizer", 12),
+        ("epoch_sums", "sums of the objective", 16),
     ],
 )
-# At the end of an epoch that is evaluated, of one that is not, and at a signal within one.
-@pytest.mark.parametrize("after_steps", [8, 12, 11])
 def test_a_state_that_is_not_finite_is_neither_logged_nor_saved(
-    undisturbed, tmp_path, monkeypatch, part, name, after_steps
+    undisturbed, begun, monkeypatch, part, name, after_steps
 ):
-    train(tmp_path, epochs=1)
-    saved = restored_bytes(tmp_path)
+    def break_in_time(state, _):
+        if int(state.step) != after_steps:
+            return state
+        if after_steps % 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        # One number, of which no sum shows anything.
+        leaves, structure = jax.tree.flatten(getattr(state, part))
+        broken = np.array(leaves[-1])
+        broken.flat[0] = np.nan
+        return state._replace(**{part: jax.tree.unflatten(structure, [*leaves[:-1], broken])})
+
+    saved = restored_bytes(begun)
     with monkeypatch.context() as patched:
-        breaking(patched, part, after_steps)
+        after_each_call(patched, break_in_time)
         with pytest.raises(TrainingDiverged, match=f"the {name} became infinite or not a number"):
-            train(tmp_path, checkpoint_every=1 if after_steps == 8 else None, steps_per_call=1)
-    lines = [json.loads(line) for line in log_of(tmp_path).splitlines()]
-    assert [line["epoch"] for line in lines] == ([1] if after_steps == 8 else [1, 2])
-    if after_steps == 8:
-        assert restored_bytes(tmp_path) == saved
+            train(begun, checkpoint_every=1 if after_steps == 12 else None, steps_per_call=1)
+    assert [line["epoch"] for line in logged(begun)] == list(range(1, -(-after_steps // 4)))
+    assert restored_bytes(begun) == saved
     # What was good before is there, and goes on to the end of an undisturbed run.
-    train(tmp_path)
-    assert restored_bytes(tmp_path) == undisturbed[2]
+    train(begun)
+    assert restored_bytes(begun) == undisturbed[2]
 
 
 def test_an_epoch_is_saved_before_it_is_shown(undisturbed, tmp_path, monkeypatch):
@@ -419,23 +379,22 @@ def test_an_epoch_is_saved_before_it_is_shown(undisturbed, tmp_path, monkeypatch
         assert restored_bytes(tmp_path / name)[1] == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU])
 def test_signals_before_a_kill_save_the_state(
-    undisturbed, tmp_path, monkeypatch, default_disposition, number
+    undisturbed, tmp_path, monkeypatch, default_disposition
 ):
     write = loop.MetricLog.write
-    default_disposition(number)
+    default_disposition(signal.SIGHUP)
 
     def write_and_signal(*args):
         write(*args)
         # As of a connection that is closed: the shell's own and the one it passes on.
-        os.kill(os.getpid(), number)
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
         patched.setattr(loop.MetricLog, "write", write_and_signal)
-        with pytest.raises(Interrupted, match=rf"stopped by {number.name} after 1 of 4 epochs"):
+        with pytest.raises(Interrupted, match=r"stopped by SIGHUP after 1 of 4 epochs"):
             train(tmp_path)
     assert restored_bytes(tmp_path)[1] == 1
     train(tmp_path)
@@ -448,16 +407,15 @@ def test_a_run_in_another_thread_gives_the_same_bytes(undisturbed, tmp_path):
     assert restored_bytes(tmp_path) == undisturbed[2]
 
 
-def test_a_config_of_an_earlier_version_is_resumed_and_evaluated(undisturbed, tmp_path):
-    train(tmp_path, epochs=2)
-    stored = json.loads((tmp_path / "config.json").read_text())
+def test_a_config_of_an_earlier_version_is_resumed_and_evaluated(undisturbed, begun):
+    stored = stored_config(begun)
     for name in ("steps_per_call", "profile"):
         del stored["config"]["launch"][name]
     del stored["environment"], stored["data"]["multi_label"]
-    (tmp_path / "config.json").write_text(json.dumps(stored))
-    assert stored_runs.restore_for_evaluation(tmp_path, stored, "latest")[0].launch.epochs == 2
-    train(tmp_path)
-    assert restored_bytes(tmp_path) == undisturbed[2]
+    (begun / "config.json").write_text(json.dumps(stored))
+    assert stored_runs.restore_for_evaluation(begun, stored, "latest")[0].launch.epochs == 2
+    train(begun)
+    assert restored_bytes(begun) == undisturbed[2]
 
 
 COUNTS, COLUMNS = {"audio": 0, "visual": 0}, {"audio": [], "visual": []}
@@ -482,7 +440,7 @@ COUNTS, COLUMNS = {"audio": 0, "visual": 0}, {"audio": [], "visual": []}
     ],
 )
 def test_a_damaged_description_of_the_data_is_one_line(undisturbed, name, value):
-    stored = json.loads((undisturbed[0] / "config.json").read_text())
+    stored = stored_config(undisturbed[0])
     stored["data"][name] = value
     with pytest.raises(UserError, match=r"config\.json does not describe its data; restore it"):
         stored_runs.recorded_data(stored)
@@ -491,10 +449,10 @@ def test_a_damaged_description_of_the_data_is_one_line(undisturbed, name, value)
 def test_a_run_with_other_numerics_is_refused(undisturbed, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed[0], folder)
-    stored = json.loads((folder / "config.json").read_text())
-    assert stored["environment"]["enable_x64"] is False
-    stored["environment"]["enable_x64"] = True
-    (folder / "config.json").write_text(json.dumps(stored))
+    assert stored_config(folder)["environment"]["enable_x64"] is False
+    change_json(
+        folder / "config.json", lambda stored: stored["environment"].update(enable_x64=True)
+    )
     with pytest.raises(UserError, match="JAX_ENABLE_X64 was True, now False; use the same value"):
         train(folder)
 
@@ -510,16 +468,14 @@ def test_strict_promotion_of_dtypes_changes_nothing(undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{}", '{"config": 3, "data": {}}'])
-def test_a_foreign_config_file_is_refused(tmp_path, content):
-    train(tmp_path, epochs=2)
-    (tmp_path / "config.json").write_text(content)
+def test_a_foreign_config_file_is_refused(begun, content):
+    (begun / "config.json").write_text(content)
     with pytest.raises(UserError, match="stored configuration"):
-        train(tmp_path)
+        train(begun)
 
 
 def test_evaluation_needs_a_checkpoint(undisturbed, tmp_path):
-    folder, _, _ = undisturbed
-    stored = json.loads((folder / "config.json").read_text())
+    stored = stored_config(undisturbed[0])
     with pytest.raises(UserError, match=r"holds no latest checkpoint yet"):
         stored_runs.restore_for_evaluation(tmp_path, stored, "latest")
     assert not (tmp_path / "checkpoints").exists()
@@ -528,18 +484,13 @@ def test_evaluation_needs_a_checkpoint(undisturbed, tmp_path):
 def test_a_profile_of_a_few_steps_is_written_once_and_changes_nothing(
     undisturbed, tmp_path, monkeypatch
 ):
-    make_run_steps, taken = loop.make_run_steps, []
+    taken = []
 
-    def counting(*args, **kwargs):
-        run_steps = make_run_steps(*args, **kwargs)
+    def note(state, num_steps):
+        taken.append(num_steps)
+        return state
 
-        def run_and_count(state, num_steps):
-            taken.append(num_steps)
-            return run_steps(state, num_steps)
-
-        return run_and_count
-
-    monkeypatch.setattr(loop, "make_run_steps", counting)
+    after_each_call(monkeypatch, note)
     monkeypatch.setattr(loop, "_PROFILED_STEPS", 2)
     train(tmp_path, profile=True)
     # The step that compiles, two that are traced, the rest of the epoch, and three whole ones.
@@ -551,7 +502,7 @@ def test_a_profile_of_a_few_steps_is_written_once_and_changes_nothing(
     assert restored_bytes(tmp_path) == undisturbed[2]
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 3, 100])
+@pytest.mark.parametrize("steps_per_call", [3, pytest.param(100, marks=pytest.mark.full)])
 def test_steps_per_call_changes_nothing(undisturbed, tmp_path, steps_per_call):
     train(tmp_path, steps_per_call=steps_per_call)
     assert restored_bytes(tmp_path) == undisturbed[2]
@@ -559,11 +510,7 @@ def test_steps_per_call_changes_nothing(undisturbed, tmp_path, steps_per_call):
 
 def test_bfloat16_is_for_the_products_only(undisturbed, tmp_path):
     result = train(tmp_path, precision="bfloat16")
-    leaves = jax.tree.leaves(
-        stored_runs.restore_for_evaluation(
-            tmp_path, json.loads((tmp_path / "config.json").read_text()), "latest"
-        )[1].params
-    )
+    leaves = jax.tree.leaves(restored(tmp_path)[0].params)
     assert {str(leaf.dtype) for leaf in leaves} == {"float32"}
     expected = undisturbed[1]["map"]
     assert result["map"] != expected

@@ -1,6 +1,7 @@
 """Streamed rows: the same training as on rows held on the devices, from any step on."""
 
 import functools
+import importlib.util
 
 import jax
 import numpy as np
@@ -190,6 +191,6 @@ def test_rows_that_cannot_be_read_are_told():
 
 
 def test_grain_is_asked_for_where_it_is_missing(monkeypatch):
-    monkeypatch.setattr(streaming.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--input=stream needs .*pip install -e '\.\[stream\]'"):
         streamed()
