@@ -9,6 +9,7 @@ import gc
 import os
 import shutil
 import tempfile
+import zlib
 from importlib import metadata
 
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -25,10 +26,34 @@ if _OWNS_CACHE:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax  # noqa: E402 (reads the variables above)
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # For tests of placement; all others use the first device, and processes that tests start have one.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--share",
+        metavar="I/N",
+        help="the I-th of N parts of the chosen tests, counted from 0; a test's name decides",
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after the choice by markers and names
+def pytest_collection_modifyitems(config, items):
+    if (share := config.getoption("--share")) is None:
+        return
+    number, count = map(int, share.split("/"))
+    if not 0 <= number < count:
+        raise pytest.UsageError(f"--share={share} must be I/N, I from 0 to N - 1")
+    chosen, others = [], []
+    for item in items:
+        is_chosen = zlib.crc32(item.nodeid.encode()) % count == number
+        (chosen if is_chosen else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = chosen
 
 
 def pytest_collection_finish():

@@ -93,6 +93,9 @@ def test_damaged_or_missing_json_is_named(tmp_path):
     (tmp_path / "x.json").write_text('{"a":')
     with pytest.raises(UserError, match=r"x\.json is damaged"):
         read_run_json(tmp_path, "x.json")
+    (tmp_path / "x.json").write_text('{"a": NaN}')
+    with pytest.raises(UserError, match=r"x\.json is damaged \(it holds NaN"):
+        read_run_json(tmp_path, "x.json")
     with pytest.raises(UserError, match=r"y\.json cannot be read .*train first.*--workdir"):
         read_run_json(tmp_path, "y.json")
 
