@@ -21,6 +21,8 @@ from experiments import evaluate as evaluate_binary
 from experiments import train as train_binary
 
 ROOT = pathlib.Path(__file__).parents[2]
+STARTED = []
+"""Processes of the test that runs; those that are left at its end are killed."""
 
 
 def train(**given):
@@ -60,7 +62,7 @@ def flags_of(settings):
 
 def start(binary, *arguments, cwd=ROOT, **environment):
     """Starts a binary in a process of its own."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", f"experiments.{binary}", *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -68,6 +70,8 @@ def start(binary, *arguments, cwd=ROOT, **environment):
         stderr=subprocess.PIPE,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def run(binary, *arguments, cwd=ROOT):

@@ -96,14 +96,22 @@ def runs():
         yield started
 
 
-def test_a_run_that_was_stopped_is_told_in_a_line_with_status_1(runs):
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        ("UserError('no such key')", 2, "error: no such key\n"),
+        ("RunStopped('stopped after 3 epochs')", 1, "stopped after 3 epochs\n"),
+    ],
+)
+def test_mistakes_and_runs_that_were_stopped_are_told_in_a_line(runs, error, status, line):
     done = runs.run(
         "code",
-        "from aadml_jax.errors import RunStopped\nfrom experiments import command_line\n"
-        "def main(): raise RunStopped('stopped after 3 epochs')\n"
+        "from aadml_jax.errors import RunStopped, UserError\n"
+        "from experiments import command_line\n"
+        f"def main(): raise {error}\n"
         "command_line.run(main)",
     )
-    assert (done.status, done.output, done.errors) == (1, "", "stopped after 3 epochs\n")
+    assert (done.status, done.output, done.errors) == (status, "", line)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from aadml_jax.data import open_dataset, open_feature_file
 from aadml_jax.errors import UserError
+from aadml_jax.training import loop
 from experiments import prepare
 
 SMALL = {
@@ -92,13 +93,13 @@ def test_a_run_goes_on_from_file_to_shards_to_stream(prepared, tmp_path, capsys)
         elsewhere.rename(data)
 
 
-def test_a_smoke_run_streams_its_few_rows(prepared, tmp_path):
+def test_a_smoke_run_streams_its_few_rows(prepared, tmp_path, monkeypatch):
     pytest.importorskip("grain", reason="the extra 'stream' is not installed")
     settings = {**SMALL, "dataset": "tfds:mine", "data_dir": str(prepared[1]), "smoke": True}
-    held, streamed = (
-        train(**settings | {"epochs": 1}, input=way, workdir=str(tmp_path / way))
-        for way in ("device", "stream")
-    )
+    settings["epochs"] = 1
+    held = train(**settings, workdir=str(tmp_path / "held"))
+    monkeypatch.setattr(loop, "make_run_steps", None)  # what trains on rows that are held
+    streamed = train(**settings, input="stream", workdir=str(tmp_path / "streamed"))
     assert streamed["map"] == pytest.approx(held["map"], abs=1e-4)
 
 
@@ -117,8 +118,6 @@ def test_an_unknown_name_among_shards_is_named_with_those_that_are_there(prepare
         ({"dataset": "vegass"}, "did you mean vegas?"),
         ({"dataset": "clip", "clip_list": "x"}, "did you mean clips?"),
         ({"name": "Not/Good"}, "does not suit a data set of TFDS"),
-        ({"name": "mine"}, "exists already; remove it or choose"),
-        ({"output": "features.h5"}, "exists already; remove it or choose"),
         (
             {"dataset": "av_digits", "multi_label": True},
             "--multi_label is for --dataset=features or clips, not av_digits",
@@ -135,6 +134,14 @@ def test_mistakes_in_preparation_get_one_line(prepared, monkeypatch, options, me
     with pytest.raises(UserError) as caught:
         prepare.run(prepare.Options(**{"output": ".", **options}))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"name": "mine"}, {"output": "features.h5"}])
+def test_an_output_that_is_there_is_refused_before_anything_is_read(prepared, monkeypatch, options):
+    monkeypatch.chdir(prepared[1])
+    monkeypatch.setattr(prepare, "open_source", lambda _: pytest.fail("the data were opened"))
+    with pytest.raises(UserError, match="exists already; remove it or choose"):
+        prepare.run(prepare.Options(**{"output": ".", **options}))
 
 
 def test_clips_of_several_classes_go_from_a_list_to_shards_to_a_file(tmp_path, capsys):

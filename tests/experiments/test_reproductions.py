@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from aadml_jax.reports.page import Report
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.named_losses import NAMED_LOSSES
 from aadml_jax.training.sweep import RunHistory, programs
-from experiments.reproduce import Options, run
+from experiments.reproduce import Options, run, runs
 from experiments.reproduce.reproductions import REPRODUCTIONS, References
 from experiments.reproduce.settings import loss_variants
 from experiments.variants import TrainedVariants, configs_by_seed
@@ -197,8 +198,33 @@ def test_the_papers_margin_is_that_of_the_triplet_loss_alone():
 SMALL = {"smoke": True, "epochs": 2, "hidden_sizes": (8,), "eval_every": 1}
 
 
-def test_one_call_writes_a_page_and_the_command_resumes_it(tmp_path, capsys):
+def test_the_time_of_an_epoch_is_the_median_of_all_but_the_first(monkeypatch):
+    ends = iter([100, 101, 103, 104, 114, 115, 117, 119, 121, 123])
+
+    def made_up(configs, data, probes, *, devices, on_epoch):
+        (config,) = configs
+        assert (probes, len(devices)) == ({}, 1)
+        for epoch in range(1, config.launch.epochs + 1):
+            on_epoch(epoch)
+
+    monkeypatch.setattr(runs, "run_program", made_up)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: next(ends)))
+    # 1, 2, 1, 10, 1, 2, 2, 2 and 2 s
+    assert runs.seconds_per_epoch([TrainConfig.of(epochs=3)], data=None) == 2
+
+
+@pytest.mark.full
+def test_the_page_tells_how_fast_the_runs_were_trained(tmp_path):
     pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
+    config = TrainConfig.of(**SMALL, workdir=str(tmp_path))
+    page, numbers = run(config, Options(what="comparison"), frozenset(SMALL))
+    assert numbers["sections"][-1]["title"] == "How the runs were trained"
+    assert "2 runs in one program took" in page.read_text()
+
+
+def test_one_call_writes_a_page_and_the_command_resumes_it(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
+    monkeypatch.setattr(runs, "seconds_per_epoch", lambda configs, data: 0.3 + 0.1 * len(configs))
     workdir = str(tmp_path / "page")
     config = TrainConfig.of(**SMALL, workdir=workdir)
     page, numbers = run(config, Options(what="comparison"), frozenset(SMALL))
@@ -206,6 +232,9 @@ def test_one_call_writes_a_page_and_the_command_resumes_it(tmp_path, capsys):
     assert errors == ""
     assert page == tmp_path / "page" / "report.html"
     assert "4 runs, 2 seeds" in output
+    # 2 · 0.4 / 0.5
+    text = "2 runs in one program took 0.5 s an epoch, one run by itself 0.4 s: 1.60 times the"
+    assert text in page.read_text()
     records = numbers["sections"][0]["tables"][0]["records"]
 
     # One of the same runs by itself: of two values, each is std / √2 from their mean.

@@ -1,0 +1,15 @@
+"""Fixtures of the tests of binaries."""
+
+import pytest
+import running
+
+
+@pytest.fixture(autouse=True)
+def no_process_outlives_its_test():
+    """Some of them would never end by themselves."""
+    yield
+    while running.STARTED:
+        process = running.STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
