@@ -46,7 +46,6 @@ def ends_well(runs, tmp_path, number, content, statuses):
     if run.status:
         assert run.errors.startswith(f"error: {path}") and run.errors[:-1].isprintable(), run
     assert run.grown_bytes < 2**28
-    assert run.seconds < 15
 
 
 def test_a_file_cut_anywhere_is_refused(runs, tmp_path, content):

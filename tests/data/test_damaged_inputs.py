@@ -12,7 +12,6 @@ CASES = {**HDF5, **CUT_HDF5, **TFDS, **LISTS, **ARRAYS, **RECORDS, **WAVS, **IDX
 FULL = {"npz bomb", "npz bomb of the largest size"}
 # The largest array of a clip has half of it.
 MOST_GROWTH = 300 * 2**20
-LONGEST_SECONDS = 15
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,6 @@ def test_damage_ends_in_one_line(runs, tmp_path, name):
     for word in (*words, str(damaged.path)):
         assert word in run.errors
     assert run.grown_bytes < MOST_GROWTH
-    assert run.seconds < LONGEST_SECONDS
     for path in output.rglob("*"):
         is_resumed = re.fullmatch(r"partial-1\.0\.0|\.written\.h5\.partial", path.parent.name)
         assert path.is_dir() or is_resumed or path.name in (".lock", ".written.h5.lock")
