@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
+from small_world import first_state
 
 from aadml_jax.data import FeatureStandardization
 from aadml_jax.errors import UserError
 from aadml_jax.training.checkpoints import FOLDER, Checkpoints, Progress
 from aadml_jax.training.config import RecipeConfig
-from aadml_jax.training.state import TrainState, build_optimizer, init_state
+from aadml_jax.training.state import TrainState, build_optimizer
 
 RNG = np.random.default_rng(0)
+FLIPS = 2  # of bits of each file
 
 
 def state_at(step, width=3):
@@ -66,9 +68,7 @@ def test_a_checkpoint_restores_the_same_bytes_as_host_arrays(tmp_path):
 
 
 def test_the_state_of_a_real_run_survives(tmp_path):
-    statistics = FeatureStandardization(*np.ones((4, 5), np.float32))
-    config = RecipeConfig(hidden_sizes=(4,))
-    state = init_state(config, num_classes=3, standardization=statistics)
+    state = first_state(RecipeConfig(hidden_sizes=(4,)))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, progress_at(0))
         assert_same_bytes(checkpoints.restore_latest(state)[0], state)
@@ -172,7 +172,7 @@ def test_a_flipped_bit_is_passed_over_or_harmless_wherever_it_is(tmp_path, monke
     files = [path for path in (tmp_path / FOLDER / "2").rglob("*") if path.is_file()]
     changed = dict.fromkeys(files, 0)
     for path in files:
-        for bit in RNG.choice(8 * path.stat().st_size, size=4, replace=False):
+        for bit in RNG.choice(8 * path.stat().st_size, size=FLIPS, replace=False):
             flip(path, bit)
             with Checkpoints(tmp_path, read_only=True) as checkpoints:
                 restored, progress = checkpoints.restore_latest(state_at(0, width))
@@ -181,7 +181,7 @@ def test_a_flipped_bit_is_passed_over_or_harmless_wherever_it_is(tmp_path, monke
             assert progress == progress_at(progress.epoch, progress.epoch / 4)
             changed[path] += progress.epoch == 1
             flip(path, bit)
-    assert changed[tmp_path / FOLDER / "2" / "progress" / "metadata"] == 4
+    assert changed[tmp_path / FOLDER / "2" / "progress" / "metadata"] == FLIPS
     assert any(count for path, count in changed.items() if "state" in path.parts)
 
 
@@ -239,18 +239,15 @@ def test_another_structure_is_another_configuration_and_not_damage(
 ):
     said = []
     monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))
-    statistics = FeatureStandardization(*np.ones((4, 5), np.float32))
     config = RecipeConfig(hidden_sizes=(4,))
-    state = init_state(config, num_classes=3, standardization=statistics)
+    state = first_state(config)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, progress_at(0))
     if not has_digest:
         without_digests(tmp_path, 0)
     proxies = {**state.params, "class_proxies": jnp.eye(3)}
     others = {
-        r"hidden_1.* is missing": init_state(
-            RecipeConfig(hidden_sizes=(4, 4)), num_classes=3, standardization=statistics
-        ),
+        r"hidden_1.* is missing": first_state(RecipeConfig(hidden_sizes=(4, 4))),
         r"class_proxies.* is missing, but .* float32 \(3, 3\)": state._replace(
             params=proxies, opt_state=build_optimizer(config).init(proxies)
         ),

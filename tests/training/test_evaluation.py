@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import oracles
 import pytest
+from small_world import DATASET
 
 from aadml_jax.data import PairedFeatures, SyntheticSpec, load_feature_file, make_synthetic
 from aadml_jax.training import evaluation, parallel
@@ -133,8 +134,7 @@ def test_bayes_reference_of_a_synthetic_set_is_far_above_chance():
 
 
 def test_embeddings_in_batches_are_those_of_all_rows():
-    spec = SyntheticSpec(num_classes=3, audio_dim=8, visual_dim=12, train_size=50, test_size=20)
-    rows = make_synthetic(spec).test
+    rows = DATASET.test
     model = build_model(RecipeConfig(hidden_sizes=(16,)), num_classes=3)
     params = model.init(jax.random.key(0), rows.audio, rows.visual)["params"]
     expected = model.apply({"params": params}, rows.audio, rows.visual)
@@ -195,7 +195,7 @@ def test_blocks_of_rows_give_the_report_of_all_rows(monkeypatch):
         seen.append(len(audio))
         return apply(self, variables, audio, visual)
 
-    for block_size in (1, 7, 21):
+    for block_size in (1, 7):  # which cover the 43 and the 22 rows exactly, and with an overlap
         monkeypatch.setattr(type(model), "apply", noted)
         monkeypatch.setattr(evaluation, "_EMBEDDED_AT_ONCE", block_size)
         jax.clear_caches()

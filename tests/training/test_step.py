@@ -8,26 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_world import DATA, SIMPLE, SPEC, first_state
 
-from aadml_jax.data import FeatureStandardization
 from aadml_jax.training.config import RecipeConfig
-from aadml_jax.training.state import adam, build_model, build_optimizer, init_state, run_keys
+from aadml_jax.training.state import adam, build_model, build_optimizer, run_keys
 from aadml_jax.training.step import Batch, make_run_steps, make_train_step
 
-CONFIG = RecipeConfig(hidden_sizes=(8,), dropout=0.3, learning_rate=1e-2, seed=3)
-ROWS, BATCH_SIZE, CLASSES = 23, 5, 3
-STEPS_PER_EPOCH = 4
-RNG = np.random.default_rng(0)
-DATA = Batch(
-    jnp.asarray(RNG.normal(size=(ROWS, 4)), jnp.float32),
-    jnp.asarray(RNG.normal(size=(ROWS, 6)), jnp.float32),
-    jnp.asarray(RNG.integers(0, CLASSES, ROWS), jnp.int32),
-)
-
-
-def fresh_state(config=CONFIG):
-    statistics = FeatureStandardization(np.zeros(4), np.ones(4), np.zeros(6), np.ones(6))
-    return init_state(config, num_classes=CLASSES, standardization=statistics)
+CONFIG = RecipeConfig(hidden_sizes=(8,), dropout=0.3, learning_rate=1e-2, seed=3, **SIMPLE)
+ROWS, BATCH_SIZE, CLASSES = SPEC.train_size, 12, SPEC.num_classes
+STEPS_PER_EPOCH = 4  # of 48 rows
+ONE_BATCH = Batch(*(array[:BATCH_SIZE] for array in DATA.train))
 
 
 def train_step_of(config):
@@ -35,10 +25,15 @@ def train_step_of(config):
     return make_train_step(model, build_optimizer(config), config.objective())
 
 
+@functools.cache
+def compiled_step_of(config):
+    return jax.jit(train_step_of(config))
+
+
 @pytest.fixture(scope="module")
 def run_steps():
     return make_run_steps(
-        train_step_of(CONFIG), DATA, batch_size=BATCH_SIZE, keys=run_keys(CONFIG.seed)
+        train_step_of(CONFIG), DATA.train, batch_size=BATCH_SIZE, keys=run_keys(CONFIG.seed)
     )
 
 
@@ -48,19 +43,18 @@ def as_bytes(state):
 
 def test_a_step_is_adam_on_the_objectives_gradient():
     config, keys = CONFIG, run_keys(CONFIG.seed)
-    batch = Batch(*(array[:BATCH_SIZE] for array in DATA))
-    state = fresh_state(config)
-    after = jax.jit(train_step_of(config))(state, batch, keys.dropout)
+    state = first_state(config)
+    after = compiled_step_of(config)(state, ONE_BATCH, keys.dropout)
 
     def objective(params):
         outputs = build_model(config, CLASSES).apply(
             {"params": params},
-            batch.audio,
-            batch.visual,
+            ONE_BATCH.audio,
+            ONE_BATCH.visual,
             train=True,
             rngs={"dropout": jax.random.fold_in(keys.dropout, 0)},
         )
-        return config.objective()(*outputs, batch.labels)[0]
+        return config.objective()(*outputs, ONE_BATCH.labels)[0]
 
     value, gradient = jax.jit(jax.value_and_grad(objective))(state.params)
     # The first step of Adam is −rate · g / (|g| + ε), whatever the size of g.
@@ -75,35 +69,33 @@ def test_a_step_is_adam_on_the_objectives_gradient():
 
 def test_learned_class_proxies_start_one_hot_and_are_trained():
     config = dataclasses.replace(CONFIG, loss="proxy_anchor", class_proxies="learned")
-    batch = Batch(*(array[:BATCH_SIZE] for array in DATA))
-    before = fresh_state(config)
+    before = first_state(config)
     np.testing.assert_array_equal(before.params["class_proxies"], np.eye(CLASSES))
     key = run_keys(CONFIG.seed).dropout
-    after = jax.jit(train_step_of(config))(before, batch, key)
+    after = compiled_step_of(config)(before, ONE_BATCH, key)
     off_diagonal = ~np.eye(CLASSES, dtype=bool)  # the length of a proxy is free
     assert np.all(np.asarray(after.params["class_proxies"])[off_diagonal] != 0)
-    fixed = fresh_state(dataclasses.replace(config, class_proxies="one_hot"))
+    fixed = first_state(dataclasses.replace(config, class_proxies="one_hot"))
     assert set(fixed.params) == {"audio", "visual"}
     assert float(after.epoch_sums["loss"]) == pytest.approx(
-        float(jax.jit(train_step_of(config))(fixed, batch, key).epoch_sums["loss"]), rel=1e-6
+        float(compiled_step_of(config)(fixed, ONE_BATCH, key).epoch_sums["loss"]), rel=1e-6
     )
 
 
 def test_the_dropout_mask_changes_with_the_step():
     keys = run_keys(0)
-    batch = Batch(*(array[:BATCH_SIZE] for array in DATA))
-    step = jax.jit(train_step_of(CONFIG))
-    state = fresh_state()
-    first = step(state, batch, keys.dropout).epoch_sums["loss"]
-    second = step(state._replace(step=jnp.int32(1)), batch, keys.dropout).epoch_sums["loss"]
+    step = compiled_step_of(CONFIG)
+    state = first_state(CONFIG)
+    first = step(state, ONE_BATCH, keys.dropout).epoch_sums["loss"]
+    second = step(state._replace(step=jnp.int32(1)), ONE_BATCH, keys.dropout).epoch_sums["loss"]
     assert float(first) != float(second)
 
 
 def test_however_an_epoch_is_cut_into_calls_the_bytes_are_the_same(run_steps):
-    whole = fresh_state()
+    whole = first_state(CONFIG)
     for _ in range(3):
         whole = run_steps(whole, STEPS_PER_EPOCH)
-    cut = fresh_state()
+    cut = first_state(CONFIG)
     for num_steps in (1, 3, 2, 2, 4):
         cut = run_steps(cut, num_steps)
     assert int(whole.step) == 12
@@ -111,7 +103,7 @@ def test_however_an_epoch_is_cut_into_calls_the_bytes_are_the_same(run_steps):
 
 
 def test_steps_beyond_the_epoch_are_refused(run_steps):
-    state = fresh_state()
+    state = first_state(CONFIG)
     with pytest.raises(
         ValueError, match=r"num_steps=5 from step 0 on .* of 4 steps; at most 4 are"
     ):
@@ -128,23 +120,23 @@ def test_steps_beyond_the_epoch_are_refused(run_steps):
 @pytest.mark.parametrize(
     ("batch_size", "line"),
     [
-        (24, "batch_size=24 exceeds the 23 training rows"),
+        (51, "batch_size=51 exceeds the 50 training rows"),
         (0, "batch_size must be an integer of at"),
         (2.5, "batch_size must be an integer"),
     ],
 )
 def test_batches_that_the_rows_cannot_fill_are_refused(batch_size, line):
     with pytest.raises(ValueError, match=line):
-        make_run_steps(train_step_of(CONFIG), DATA, batch_size=batch_size, keys=run_keys(0))
+        make_run_steps(train_step_of(CONFIG), DATA.train, batch_size=batch_size, keys=run_keys(0))
 
 
 def test_the_seed_decides_the_bytes():
     def trained(seed):
         config = RecipeConfig(**{**CONFIG.__dict__, "seed": seed})
         run = make_run_steps(
-            train_step_of(config), DATA, batch_size=BATCH_SIZE, keys=run_keys(seed)
+            train_step_of(config), DATA.train, batch_size=BATCH_SIZE, keys=run_keys(seed)
         )
-        return as_bytes(run(fresh_state(config), 2).params)
+        return as_bytes(run(first_state(config), 2).params)
 
     assert trained(3) == trained(3)
     assert trained(3) != trained(4)
@@ -160,18 +152,18 @@ def test_an_epoch_draws_each_row_at_most_once_and_in_a_new_order():
         )
         return state._replace(step=state.step + 1, params=seen)
 
-    state = fresh_state()._replace(params=jnp.full(40, -1), epoch_sums={})
+    state = first_state(CONFIG)._replace(params=jnp.full(96, -1), epoch_sums={})
     run = make_run_steps(note, rows, batch_size=BATCH_SIZE, keys=run_keys(0))
     state = run(run(state, STEPS_PER_EPOCH), STEPS_PER_EPOCH)
-    first, second = np.asarray(state.params).reshape(2, 20)
-    assert len(set(first.tolist())) == len(set(second.tolist())) == 20
+    first, second = np.asarray(state.params).reshape(2, 48)
+    assert len(set(first.tolist())) == len(set(second.tolist())) == 48
     assert set(first.tolist()) <= set(range(ROWS))
     assert first.tolist() != second.tolist()
     assert first.tolist() != sorted(first.tolist())
 
 
 def test_epoch_sums_start_anew_with_each_epoch(run_steps):
-    state = run_steps(fresh_state(), STEPS_PER_EPOCH)
+    state = run_steps(first_state(CONFIG), STEPS_PER_EPOCH)
     sums = {name: float(total) for name, total in state.epoch_sums.items()}
     state = run_steps(state, 1)
     one_step = {name: float(total) for name, total in state.epoch_sums.items()}
@@ -181,7 +173,7 @@ def test_epoch_sums_start_anew_with_each_epoch(run_steps):
 
 
 def test_training_lowers_the_objective(run_steps):
-    state = fresh_state()
+    state = first_state(CONFIG)
     losses = []
     for _ in range(30):
         state = run_steps(state, STEPS_PER_EPOCH)
@@ -218,7 +210,8 @@ def test_weight_decay_is_decoupled_and_of_the_towers_matrices():
 
 
 def test_a_traced_decay_of_nothing_is_adam_to_the_last_bit():
-    params = {"visual": {"kernel": jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32)}}
+    kernel = jax.random.normal(jax.random.key(0), (3, 4))
+    params = {"visual": {"kernel": kernel}}
     gradient = jax.tree.map(lambda leaf: leaf**2, params)
 
     def updated(decay):
@@ -245,7 +238,7 @@ def test_a_program_is_compiled_once():
     run = make_run_steps(
         count, Batch(numbers, numbers, numbers), batch_size=BATCH_SIZE, keys=run_keys(0)
     )
-    state = fresh_state()._replace(params=jnp.zeros((), jnp.int32), epoch_sums={})
+    state = first_state(CONFIG)._replace(params=jnp.zeros((), jnp.int32), epoch_sums={})
     state = run(state, 1)
     assert compiled
     compiled.clear()

@@ -6,32 +6,28 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
+from small_world import DATA, DATASET, SIMPLE, SPEC, first_state
 
-from aadml_jax.data import FeatureStandardization, PairedFeatures, StoredFeatures, standardize
+from aadml_jax.data import PairedFeatures, StoredFeatures, standardize
 from aadml_jax.errors import UserError
 from aadml_jax.models import TwoTowers
 from aadml_jax.training import streaming
 from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.parallel import Placement, one_device
-from aadml_jax.training.state import build_optimizer, init_state, run_keys
+from aadml_jax.training.state import build_optimizer, run_keys
 from aadml_jax.training.step import Batch, make_run_steps, make_train_step
 
 pytest.importorskip("grain", reason="the extra 'stream' is not installed")
 
-ROWS, BATCH_SIZE, CLASSES = 43, 8, 3  # five steps an epoch, three rows left out
-RNG = np.random.default_rng(0)
-FEATURES = PairedFeatures(
-    RNG.normal(size=(ROWS, 4)) + 2, RNG.normal(size=(ROWS, 6)), RNG.integers(0, CLASSES, ROWS)
-)
+ROWS, BATCH_SIZE, CLASSES = 43, 8, SPEC.num_classes  # five steps an epoch, three rows left out
+FEATURES = PairedFeatures(*(getattr(DATASET.train, name)[:ROWS] for name in Batch._fields))
 MULTI_HOT = PairedFeatures(
     FEATURES.audio,
     FEATURES.visual,
-    np.eye(CLASSES, dtype=bool)[FEATURES.labels] | (RNG.random((ROWS, CLASSES)) < 0.3),
+    np.eye(CLASSES, dtype=bool)[FEATURES.labels]
+    | (np.random.default_rng(0).random((ROWS, CLASSES)) < 0.3),
 )
-STATISTICS = FeatureStandardization(
-    *(RNG.uniform(1, 2, size).astype(np.float32) for size in (4, 4, 6, 6))
-)
-CONFIG = RecipeConfig(hidden_sizes=(5,), dropout=0.3, learning_rate=1e-2, seed=3)
+CONFIG = RecipeConfig(hidden_sizes=(5,), dropout=0.3, learning_rate=1e-2, seed=3, **SIMPLE)
 
 
 def stored(seen=None, broken_row=None, labels=FEATURES.labels):
@@ -42,7 +38,8 @@ def stored(seen=None, broken_row=None, labels=FEATURES.labels):
             raise UserError(f"row {broken_row} cannot be read")
         return FEATURES.audio[rows], FEATURES.visual[rows]
 
-    return StoredFeatures(labels, 4, 6, read, np.arange(ROWS), "made", random_access=True)
+    dims = SPEC.audio_dim, SPEC.visual_dim
+    return StoredFeatures(labels, *dims, read, np.arange(ROWS), "made", random_access=True)
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +49,7 @@ def short_chunks(monkeypatch):
 
 
 def initial_state(placement):
-    state = init_state(CONFIG, num_classes=CLASSES, standardization=STATISTICS)
-    return placement.replicate(state, donated=True)
+    return placement.replicate(first_state(CONFIG), donated=True)
 
 
 def train_step(placement):
@@ -72,16 +68,16 @@ def streamed(placement=None, features=None):
         features or stored(),
         batch_size=BATCH_SIZE,
         keys=run_keys(3),
-        standardization=STATISTICS,
+        standardization=DATA.standardization,
         placement=placement,
     )
 
 
 @functools.cache
-def held(num_steps, features=FEATURES):
-    """The states after each epoch of training on rows that the device holds, and after the last."""
+def held(features=FEATURES):
+    """The states after 7 and 12 steps of training on rows that the device holds, by these."""
     placement = one_device()
-    rows = standardize(features, STATISTICS)
+    rows = standardize(features, DATA.standardization)
     run = make_run_steps(
         train_step(placement),
         Batch(rows.audio, rows.visual, rows.labels),
@@ -89,7 +85,11 @@ def held(num_steps, features=FEATURES):
         keys=run_keys(3),
         placement=placement,
     )
-    return jax.tree.map(np.asarray, run_in_calls(run, initial_state(placement), num_steps, 5))
+    state, states = initial_state(placement), {}
+    for num_steps in (7, 12):
+        state = run_in_calls(run, state, num_steps, 5)
+        states[num_steps] = jax.tree.map(np.array, state)  # whose memory is used again
+    return states
 
 
 def run_in_calls(run, state, num_steps, steps_per_call):
@@ -108,7 +108,7 @@ def assert_close(actual, expected, tolerance):
 def test_streamed_rows_train_as_held_ones(steps_per_call):
     placement = one_device()
     state = run_in_calls(streamed(), initial_state(placement), 12, steps_per_call)
-    assert_close(state, held(12), 1e-6)
+    assert_close(state, held()[12], 1e-6)
     assert int(state.step) == 12
 
 
@@ -116,15 +116,15 @@ def test_streamed_rows_train_as_held_ones(steps_per_call):
 def test_devices_share_the_streamed_rows(mode):
     placement = Placement(tuple(jax.devices()[:4]), mode)
     state = run_in_calls(streamed(placement), initial_state(placement), 7, 4)
-    assert_close(jax.tree.map(np.asarray, state), held(7), 1e-5)
+    assert_close(jax.tree.map(np.asarray, state), held()[7], 1e-5)
 
 
 def test_clips_of_several_classes_are_streamed():
     placement = Placement(tuple(jax.devices()[:4]), "pmap")
     run = streamed(placement, stored(labels=MULTI_HOT.labels))
     state = jax.tree.map(np.asarray, run_in_calls(run, initial_state(placement), 7, 4))
-    assert_close(state, held(7, MULTI_HOT), 1e-5)
-    first = jax.tree.leaves(held(7).params)[0]
+    assert_close(state, held(MULTI_HOT)[7], 1e-5)
+    first = jax.tree.leaves(held()[7].params)[0]
     assert np.any(first != jax.tree.leaves(state.params)[0])
 
 
@@ -168,7 +168,7 @@ def test_a_process_reads_its_part_of_each_batch_once(monkeypatch):
 def test_a_chunk_holds_no_more_than_its_bytes(monkeypatch):
     shapes = []
     monkeypatch.setattr(streaming, "_STEPS_PER_CHUNK", 16)
-    monkeypatch.setattr(streaming, "_CHUNK_BYTES", 4 * BATCH_SIZE * (10 + 1) * 4 - 1)
+    monkeypatch.setattr(streaming, "_CHUNK_BYTES", 4 * BATCH_SIZE * (8 + 12 + 1) * 4 - 1)
     shard = Placement.shard
 
     def note(self, arrays, *args, **options):
@@ -177,8 +177,8 @@ def test_a_chunk_holds_no_more_than_its_bytes(monkeypatch):
 
     monkeypatch.setattr(Placement, "shard", note)
     state = run_in_calls(streamed(), initial_state(one_device()), 7, 5)
-    assert set(shapes) == {(3, BATCH_SIZE, 4)}
-    assert_close(state, held(7), 1e-6)
+    assert set(shapes) == {(3, BATCH_SIZE, 8)}
+    assert_close(state, held()[7], 1e-6)
 
 
 def pad_part(array):
