@@ -238,6 +238,14 @@ def test_one_call_screens_and_the_command_resumes_it(grouped_file, tmp_path, cap
     assert sweep_files(folder) == before
 
 
+FRACTIONS_AND_DRAWS = {
+    "comparisons": ("fractions",),
+    "fractions": ("0.5", "0.8", "1"),
+    "data_by_seed": True,
+    "seeds": 2,
+}
+
+
 def test_fractions_and_draws_are_trained_each_on_its_own_rows(grouped_file, tmp_path, monkeypatch):
     """With made-up histories in place of training."""
     pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
@@ -253,10 +261,7 @@ def test_fractions_and_draws_are_trained_each_on_its_own_rows(grouped_file, tmp_
     options = Options(
         features_file=str(grouped_file),
         workdir=str(tmp_path),
-        comparisons=("fractions",),
-        fractions=("0.5", "0.8", "1"),
-        data_by_seed=True,
-        seeds=2,
+        **FRACTIONS_AND_DRAWS,
     )
     page, numbers = run(options)
     assert page.parent.name == "screen-fractions-0.5-0.8-1-seeds-2-data_by_seed-True"
@@ -283,11 +288,8 @@ def test_a_study_of_several_fractions_and_draws_trains(grouped_file, tmp_path):
     options = Options(
         features_file=str(grouped_file),
         workdir=str(tmp_path),
-        comparisons=("fractions",),
-        fractions=("0.5", "0.8", "1"),
-        data_by_seed=True,
+        **FRACTIONS_AND_DRAWS,
         steps=2,
-        seeds=2,
         hidden_sizes=(8,),
     )
     _, numbers = run(options)

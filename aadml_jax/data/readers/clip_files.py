@@ -89,7 +89,8 @@ def open_clip_files(
         split: tuple(c.clip_id for c in listed if c.split == split and not files_of[c.clip_id])
         for split in _SPLITS
     }
-    clips = [clip for clip in listed if files_of[clip.clip_id]]
+    found = [(clip, paths) for clip in listed if (paths := files_of[clip.clip_id])]
+    clips, files = [clip for clip, _ in found], [paths for _, paths in found]
     if len(clips) < len(listed) and not allow_missing:
         ids = [clip_id for of_split in missing.values() for clip_id in of_split]
         raise UserError(
@@ -102,7 +103,6 @@ def open_clip_files(
             f"{folder} holds no features of the clips in {clip_list}; give their folder"
         )
     labels, num_classes, class_names = _as_class_labels(clips, clip_list, multi_label)
-    files = [paths for clip in clips if (paths := files_of[clip.clip_id])]
     first = _read_clip(files[0])
     splits: dict[str, StoredFeatures] = {}
     for split in _SPLITS:
