@@ -135,6 +135,33 @@ def check_neighbors(
     return places
 
 
+@jax.custom_jvp
+def _rows_of(array: Array, rows: Array) -> Array:
+    """`take_rows`, whose gradient a GPU sums in a fixed order."""
+    return take_rows(array, rows)
+
+
+@_rows_of.defjvp
+def _rows_of_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    array, rows = primals
+    return take_rows(array, rows), _rows_of_tangent(tangents[0], rows)
+
+
+def _rows_of_tangent(tangent: Array, rows: Array) -> Array:
+    if any(axis is not None for axis in jax.typeof(rows).sharding.spec):
+        return take_rows(tangent, rows)
+    # The transpose of taking rows adds floats to places, which the threads of a GPU do in any
+    # order; that of a product with ones and zeros is a product.
+    return jax.lax.platform_dependent(
+        tangent, rows, cuda=_rows_by_product, rocm=_rows_by_product, default=take_rows
+    )
+
+
+def _rows_by_product(array: Array, rows: Array) -> Array:
+    chosen = jax.nn.one_hot(rows, len(array), dtype=array.dtype)
+    return jnp.einsum("rkn,nd->rkd", chosen, array, precision=_HIGHEST)
+
+
 def anchor_aware_proxies(
     embeddings: ArrayLike,
     labels: LabelsLike,
@@ -212,7 +239,7 @@ def anchor_aware_proxies(
     if attention == "neighbor" and places == 1:
         return anchors
     sources = embeddings if references is None else references
-    others = take_rows(sources, graph.indices[:, 1:])
+    others = _rows_of(sources, graph.indices[:, 1:])
     if not neighbor_gradient:
         others = jax.lax.stop_gradient(others)
     neighbors = jnp.concatenate([anchors[:, None], others], axis=1)

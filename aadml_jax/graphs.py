@@ -7,6 +7,7 @@ own class may be neighbours is this library's reading of its "semantically simil
 `same_class=False` for the other one.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,9 @@ import jax.numpy as jnp
 from aadml_jax._arrays import Array, ArrayLike, LabelsLike, as_float, as_labels, check_count
 from aadml_jax._sharding import split_as, split_by_rows, take_rows
 from aadml_jax.similarity import cosine_similarity, cosine_to_itself, same_label
+
+# Neighbours that a GPU takes one by one; it orders whole rows for `top_k`.
+_TAKEN_IN_ROUNDS = 8
 
 
 class CorrelationGraph(NamedTuple):
@@ -47,6 +51,41 @@ def of_anchors(array: Array, rows: ArrayLike | None) -> Array:
     if rows is None:
         return split_by_rows(array)
     return take_rows(array, anchor_rows(rows, array.shape[0]))
+
+
+# Compiled also where the caller is not: plain calls would trace its two ways every time.
+@functools.partial(jax.jit, static_argnums=1)
+def _highest(values: Array, count: int) -> tuple[Array, Array]:
+    """The highest `values` [N, M] of each row and their columns, [N, count], as `jax.lax.top_k`.
+
+    Columns of −∞ may be any.
+    """
+    if not 0 < count <= _TAKEN_IN_ROUNDS:
+        return _highest_by_order(values, count=count)
+    by_rounds = functools.partial(_highest_by_rounds, count=count)
+    return jax.lax.platform_dependent(
+        values,
+        cuda=by_rounds,
+        rocm=by_rounds,
+        default=functools.partial(_highest_by_order, count=count),
+    )
+
+
+def _highest_by_order(values: Array, *, count: int) -> tuple[Array, Array]:
+    highest, places = jax.lax.top_k(values, count)
+    return highest, places
+
+
+def _highest_by_rounds(values: Array, *, count: int) -> tuple[Array, Array]:
+    """One maximum after the other, each left out of the next round; equal ones by column."""
+    columns = jnp.arange(values.shape[1], dtype=jnp.int32)[None, :]
+    found = []
+    for _ in range(count):
+        places = jax.lax.argmax(values, 1, jnp.int32)  # the first of equals; a NaN is the highest
+        found.append((jnp.max(values, axis=1), places))
+        values = jnp.where(columns == places[:, None], -jnp.inf, values)
+    highest, places = zip(*found, strict=True)
+    return jnp.stack(highest, axis=1), jnp.stack(places, axis=1)
 
 
 def correlation_graph(
@@ -108,7 +147,7 @@ def correlation_graph(
         candidates = jnp.where(is_anchor, -jnp.inf, candidates)
 
     num_others = min(k - 1, num_samples)
-    order, others = jax.lax.top_k(candidates, num_others)
+    order, others = _highest(candidates, num_others)
     found = order != -jnp.inf  # true for NaN: a broken neighbour must show
     padding = ((0, 0), (0, k - 1 - num_others))
     mask = jnp.pad(found, padding)

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import configurations
 from flax import linen as nn
+from jax.extend.random import threefry2x32_p
 
-from aadml_jax._arrays import Array, check_count, check_scalar
+from aadml_jax._arrays import Array, ArrayLike, check_count, check_scalar
 from aadml_jax._random import fixed_generator
 
+TOWERS = ("audio", "visual")
 _DROPOUT_LEVELS = 2**16
 
 
@@ -35,57 +37,78 @@ def fixed_draws() -> Iterator[None]:
         configurations.config.update(option, former)
 
 
-class RowDropout(nn.Module):
-    """Dropout whose mask depends on the key and the sample's row number alone.
+def draw_levels(key: Array, rows: ArrayLike, width: int) -> Array:
+    """Random 16-bit numbers that depend on the key, the row's number and the column alone.
 
-    `flax.linen.Dropout` draws one mask for the array at hand, so that a batch split over devices
-    gets other masks than the whole batch. Here each row draws from its own key, folded from the
-    row's number in the global batch; how the rows are laid out does not matter.
+    A draw for the array at hand, as `flax.linen.Dropout` makes it, gives a batch that is split over
+    devices other masks than the whole batch. Here the row's number in the global batch and the
+    column are the counter of the threefry hash, so how the rows are laid out does not matter, and
+    one hash gives four units their bits:
 
-    Each unit takes 16 random bits, which halves the cost of the generator. The rate is thereby
-    rounded to a multiple of 2⁻¹⁶, and the survivors are scaled by the rounded rate in at least
-    float32, so that the expected output is the input. To be so in narrower types too, whose
-    rounding of a product would move it by up to 0.2 %, the survivors' own random bits decide
-    whether the product is rounded up or down.
+        row 7, columns 0 … 3 of 10: the hash of (7, 0) is two words, their low halves are the
+        numbers of columns 0 and 6, their high halves those of 3 and 9; (7, 1) gives 1, 4, 7, …
 
-    The masks of a threefry key are the same under every setting of `jax_threefry_partitionable`; a
-    key of another implementation gives other masks.
+    Args:
+      key: of any generator. That of threefry gives the same numbers whatever the options of JAX
+        say; another one is a seed of the hash.
+      rows: int [B].
+      width: columns.
 
-    Attributes:
-      rate: probability of dropping a unit, in [0, 1).
-
-    Raises:
-      ValueError: for a rate outside that range.
+    Returns:
+      uint32 [B, width], from 0 to 2¹⁶ − 1.
     """
+    words = _threefry_words(key)
+    count = -(-width // 4)
+    rows = jnp.asarray(rows)
+    columns = jnp.arange(count, dtype=jnp.uint32)
+    row_counters = jnp.broadcast_to(rows.astype(jnp.uint32)[:, None], (len(rows), count))
+    column_counters = jnp.broadcast_to(columns[None, :], (len(rows), count))
+    first, second = threefry2x32_p.bind(words[0], words[1], row_counters, column_counters)
+    # Not as a cast to pairs of uint16: an axis of length 2 fills 128 lanes of a TPU.
+    halves = [half for word in (first, second) for half in (word & 0xFFFF, word >> 16)]
+    return jnp.concatenate(halves, axis=1)[:, :width]
 
-    rate: float
 
-    def __post_init__(self) -> None:
-        """Checks the rate."""
-        _check_rate(self.rate, "rate")
-        super().__post_init__()
+def _threefry_words(key: Array) -> Array:
+    """The two words of a threefry key, or as many drawn from another one."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if str(jax.random.key_impl(key)) == "threefry2x32":
+        return jax.random.key_data(key)
+    return jax.random.bits(key, (2,), jnp.uint32)
 
-    @nn.compact
-    def __call__(self, inputs: Array, rows: Array, *, train: bool) -> Array:
-        """Drops units of `inputs` [B, H] for the global `rows` int32 [B]; identity if not train."""
-        threshold = min(round(self.rate * _DROPOUT_LEVELS), _DROPOUT_LEVELS - 1)
-        if not train or threshold == 0:
-            return inputs
-        width = inputs.shape[1]
-        count = (width + 1) // 2
-        with fixed_draws():
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.make_rng("dropout"), rows)
-            words = jax.vmap(lambda key: jax.random.bits(key, (count,), jnp.uint32))(keys)
-        levels = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(rows), -1)[:, :width]
-        scale = _DROPOUT_LEVELS / (_DROPOUT_LEVELS - threshold)
-        if jnp.finfo(inputs.dtype).nmant < jnp.finfo(jnp.float32).nmant:
-            exact = inputs.astype(jnp.float32) * jnp.float32(scale)
-            # A survivor's level is any from the threshold on: stretched to all 16 bits, a dither.
-            dither = ((levels - threshold).astype(jnp.float32) * scale).astype(jnp.uint32)
-            scaled = _rounded_at_random(exact, dither, inputs.dtype)
-        else:
-            scaled = inputs * jnp.asarray(scale, inputs.dtype)
-        return jnp.where(levels >= threshold, scaled, 0)
+
+def drop_units(inputs: Array, levels: Array, rate: float) -> Array:
+    """Dropout of `inputs` [B, H] by the `levels` [B, H] of `draw_levels`.
+
+    The rate is rounded to a multiple of 2⁻¹⁶, and the survivors are scaled by the rounded rate in
+    at least float32, so that the expected output is the input. To be so in narrower types too,
+    whose rounding of a product would move it by up to 0.2 %, the survivors' own random bits decide
+    whether the product is rounded up or down.
+    """
+    threshold = _threshold(rate)
+    scale = _DROPOUT_LEVELS / (_DROPOUT_LEVELS - threshold)
+    if jnp.finfo(inputs.dtype).nmant < jnp.finfo(jnp.float32).nmant:
+        exact = inputs.astype(jnp.float32) * jnp.float32(scale)
+        # A survivor's level is any from the threshold on: stretched to all 16 bits, a dither.
+        dither = (jnp.maximum(levels, threshold) - threshold).astype(jnp.float32) * scale
+        scaled = _rounded_at_random(exact, dither.astype(jnp.uint32), inputs.dtype)
+    else:
+        scaled = inputs * jnp.asarray(scale, inputs.dtype)
+    return jnp.where(levels >= threshold, scaled, 0)
+
+
+def _threshold(rate: float) -> int:
+    """The level below which a unit is dropped."""
+    return min(round(rate * _DROPOUT_LEVELS), _DROPOUT_LEVELS - 1)
+
+
+def _draw_levels(module: nn.Module, features: Array, rows: Array | None, width: int) -> Array:
+    """Levels from a module's random stream, the rows by default numbered from 0."""
+    if rows is None:
+        rows = jnp.arange(features.shape[0], dtype=jnp.int32)
+    with fixed_draws():
+        return draw_levels(module.make_rng("dropout"), rows, width)
 
 
 def _rounded_at_random(values: Array, dither: Array, dtype: Any) -> Array:
@@ -148,27 +171,39 @@ class LabelSpaceTower(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, features: Array, *, train: bool = False, rows: Array | None = None) -> Array:
+    def __call__(
+        self,
+        features: Array,
+        *,
+        train: bool = False,
+        rows: Array | None = None,
+        levels: Array | None = None,
+    ) -> Array:
         """Projects `features` [B, D] to P [B, C].
 
         Args:
           features: [B, D].
-          train: whether dropout is on; it then needs the random stream "dropout".
+          train: whether dropout is on; it then needs the random stream "dropout" or `levels`.
           rows: int32 [B], the samples' numbers in the global batch, default 0 … B − 1.
+          levels: of all hidden units, layer by layer, see `draw_levels`; default drawn here.
 
         Returns:
           [B, C] without any activation.
         """
-        if rows is None:
-            rows = jnp.arange(features.shape[0], dtype=jnp.int32)
-        hidden = features
+        if not train or _threshold(self.dropout_rate) == 0:
+            levels = None
+        elif levels is None:
+            levels = _draw_levels(self, features, rows, sum(self.hidden_sizes))
+        hidden, first = features, 0
         for layer, size in enumerate(self.hidden_sizes):
             hidden = nn.Dense(
                 size, dtype=self.dtype, precision=self.precision, name=f"hidden_{layer}"
             )(hidden)
-            hidden = RowDropout(self.dropout_rate, name=f"dropout_{layer}")(
-                jnp.tanh(hidden), rows, train=train
-            )
+            hidden = jnp.tanh(hidden)
+            if levels is not None:
+                of_layer = levels[:, first : first + size]
+                hidden = drop_units(hidden, of_layer, self.dropout_rate)
+                first += size
         outputs = nn.Dense(
             self.num_classes, dtype=self.dtype, precision=self.precision, name="label_space"
         )(hidden)
@@ -213,7 +248,67 @@ class TwoTowers(nn.Module):
         self, audio: Array, visual: Array, *, train: bool = False, rows: Array | None = None
     ) -> tuple[Array, Array]:
         """Projects `audio` [B, Da] and `visual` [B, Dv] to label space, each [B, C]."""
+        of_audio = of_visual = None
+        if train and _threshold(self.dropout_rate) > 0:
+            # One draw for both towers: a GPU makes it in one launch.
+            num_units = sum(self.hidden_sizes)
+            levels = _draw_levels(self, audio, rows, 2 * num_units)
+            of_audio, of_visual = levels[:, :num_units], levels[:, num_units:]
         return (
-            self.audio(audio, train=train, rows=rows),
-            self.visual(visual, train=train, rows=rows),
+            self.audio(audio, train=train, levels=of_audio),
+            self.visual(visual, train=train, levels=of_visual),
         )
+
+
+def paired_outputs(
+    model: TwoTowers,
+    params: dict[str, Any],
+    audio: Array,
+    visual: Array,
+    *,
+    rows: Array,
+    dropout_key: Array,
+) -> Array:
+    """What `model` computes in training, with the like layers of both towers as one operation each.
+
+    Args:
+      model: the towers.
+      params: of `pair_params`: layers under "both" [2, …], audio first, all others by tower.
+      audio: [B, Da].
+      visual: [B, Dv].
+      rows: int32 [B], the samples' numbers in the global batch.
+      dropout_key: of the random stream "dropout".
+
+    Returns:
+      The outputs [2, B, C], audio first.
+    """
+    precision = LabelSpaceTower.precision
+
+    def dense(inputs: Array, layer: dict[str, Array], equation: str) -> Array:
+        inputs, kernel, bias = (
+            array.astype(model.dtype) for array in (inputs, layer["kernel"], layer["bias"])
+        )
+        products = jnp.einsum(equation, inputs, kernel, precision=precision)
+        return products + jnp.expand_dims(bias, -2)
+
+    def layer_of_both(name: str, inputs: Array | tuple[Array, Array]) -> Array:
+        if name in params["both"]:
+            of_both = inputs if isinstance(inputs, jax.Array) else jnp.stack(inputs)
+            return dense(of_both, params["both"][name], "tbi,tio->tbo")
+        of_towers = zip(inputs, TOWERS, strict=True)
+        return jnp.stack([dense(x, params[tower][name], "bi,io->bo") for x, tower in of_towers])
+
+    num_units, first, levels = sum(model.hidden_sizes), 0, None
+    if _threshold(model.dropout_rate) > 0:
+        # The streams of a module that is applied, see `TwoTowers`.
+        streams = model.bind({}, rngs={"dropout": dropout_key})
+        levels = _draw_levels(streams, audio, rows, 2 * num_units)
+        levels = jnp.stack([levels[:, :num_units], levels[:, num_units:]])
+    hidden: Array | tuple[Array, Array] = (audio, visual)
+    for layer, size in enumerate(model.hidden_sizes):
+        hidden = jnp.tanh(layer_of_both(f"hidden_{layer}", hidden))
+        if levels is not None:
+            hidden = drop_units(hidden, levels[:, :, first : first + size], model.dropout_rate)
+            first += size
+    outputs = layer_of_both("label_space", hidden)
+    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))

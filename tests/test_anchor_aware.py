@@ -11,6 +11,7 @@ import pytest
 from jax.test_util import check_grads
 
 import aadml_jax as aa
+from aadml_jax import anchor_aware
 
 
 @pytest.fixture(params=["neighbor", "channel"])
@@ -385,3 +386,24 @@ def test_without_neighbor_gradient_the_neighbours_are_constants(attention):
 def test_values_that_cannot_be_raise(options, line):
     with pytest.raises(ValueError, match=line):
         aa.anchor_aware_proxies(*case(24), **options)
+
+
+def test_rows_by_a_product_are_the_rows_and_so_is_their_gradient():
+    rng = np.random.default_rng(0)
+    array = jnp.asarray(rng.normal(size=(9, 4)), jnp.float32)
+    rows = jnp.asarray(rng.integers(0, 9, (7, 3)), jnp.int32)  # some of them twice
+    taken, transpose = jax.vjp(lambda a: anchor_aware._rows_by_product(a, rows), array)
+    np.testing.assert_array_equal(taken, array[rows])
+    cotangent = rng.normal(size=(7, 3, 4)).astype(np.float32)
+    expected = np.zeros((9, 4))
+    np.add.at(expected, np.asarray(rows), cotangent.astype(np.float64))
+    close(transpose(cotangent)[0], expected)
+
+
+def test_proxies_have_derivatives_of_second_order():
+    embeddings, labels = case(0)
+
+    def total(x):
+        return jnp.sum(jnp.square(aa.anchor_aware_proxies(x, labels)))
+
+    check_grads(total, (embeddings,), order=2, modes=["fwd", "rev"], rtol=2e-2, atol=2e-2)

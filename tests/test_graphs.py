@@ -10,6 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 import aadml_jax as aa
+from aadml_jax import graphs
 
 
 def run(embeddings, labels, rows=None, **options):
@@ -213,3 +214,23 @@ def test_references_of_another_shape_raise():
         aa.correlation_graph(
             np.ones((5, 3)), np.arange(5), num_neighbors=2, references=np.ones((4, 3))
         )
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_rounds_of_maxima_find_what_top_k_does(count):
+    rng = np.random.default_rng(count)
+    values = rng.integers(0, 12, (40, 17)).astype(np.float32)  # with many ties
+    values[0, ::2] = -np.inf
+    values[1, 5] = np.nan
+    values[2, 3:] = -0.5
+    expected, places = jax.lax.top_k(values, count)
+    highest, columns = jax.jit(functools.partial(graphs._highest_by_rounds, count=count))(values)
+    np.testing.assert_array_equal(highest, expected)
+    np.testing.assert_array_equal(columns, places)
+
+
+def test_places_beyond_a_rows_values_are_of_no_neighbour():
+    values = np.full((1, 4), -np.inf, np.float32)
+    values[0, 2] = 1
+    highest, columns = graphs._highest_by_rounds(jnp.asarray(values), count=3)
+    assert highest.tolist() == [[1, -np.inf, -np.inf]] and columns[0, 0] == 2

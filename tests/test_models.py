@@ -5,17 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aadml_jax.models import LabelSpaceTower, RowDropout, TwoTowers
+from aadml_jax import models
+from aadml_jax.models import (
+    LabelSpaceTower,
+    TwoTowers,
+    draw_levels,
+    drop_units,
+    paired_outputs,
+)
+from aadml_jax.training.paired_state import pair_params
 
 RNG = np.random.default_rng(0)
 
 
 def drop(inputs, rows, *, rate=0.1, seed=0):
-    return np.asarray(
-        RowDropout(rate).apply(
-            {}, jnp.asarray(inputs), jnp.asarray(rows), train=True, rngs={"dropout": key(seed)}
-        )
-    )
+    inputs = jnp.asarray(inputs)
+    return np.asarray(drop_units(inputs, draw_levels(key(seed), rows, inputs.shape[1]), rate))
 
 
 def key(seed):
@@ -102,7 +107,12 @@ def test_dropout_is_off_in_evaluation_and_at_rate_0():
     inputs = RNG.normal(size=(3, 4)).astype(np.float32)
     rows = np.arange(3)
     np.testing.assert_array_equal(drop(inputs, rows, rate=0.0), inputs)
-    np.testing.assert_array_equal(RowDropout(0.5).apply({}, inputs, rows, train=False), inputs)
+    towers = TwoTowers(num_classes=3, hidden_sizes=(8,), dropout_rate=0.9)
+    params = towers.init(key(0), inputs, inputs)["params"]
+    evaluated = towers.apply({"params": params}, inputs, inputs)
+    without = towers.clone(dropout_rate=0.0).apply({"params": params}, inputs, inputs, train=True)
+    for side, expected in zip(evaluated, without, strict=True):
+        np.testing.assert_array_equal(side, expected)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -133,8 +143,7 @@ def test_survivors_are_the_neighbours_of_the_exact_product():
 
 def test_dropout_has_its_scale_as_derivative_in_bfloat16():
     def total(x):
-        rngs = {"dropout": key(0)}
-        return RowDropout(0.1).apply({}, x, jnp.arange(8), train=True, rngs=rngs).sum()
+        return drop_units(x, draw_levels(key(0), np.arange(8), x.shape[1]), 0.1).sum()
 
     inputs = jnp.full((8, 50), 0.7, jnp.bfloat16)
     gradient = np.asarray(jax.grad(total)(inputs), np.float64)
@@ -145,8 +154,6 @@ def test_dropout_has_its_scale_as_derivative_in_bfloat16():
 
 @pytest.mark.parametrize("rate", [-0.1, 1, 1.5, np.nan, np.float32(1), "0.1", True])
 def test_rates_that_cannot_be_are_refused_at_once(rate):
-    with pytest.raises(ValueError, match="rate must be"):
-        RowDropout(rate)
     for module in (LabelSpaceTower, TwoTowers):
         with pytest.raises(ValueError, match="dropout_rate must be"):
             module(num_classes=3, dropout_rate=rate)
@@ -166,23 +173,83 @@ def test_the_highest_rate_keeps_a_finite_scale():
     assert np.isfinite(outputs).all()
 
 
-def test_dropout_differs_between_keys_layers_and_modalities():
+def test_dropout_differs_between_keys_layers_and_modalities(monkeypatch):
     ones = np.ones((2, 64), np.float32)
     assert not np.array_equal(drop(ones, [0, 1], seed=0), drop(ones, [0, 1], seed=1))
     towers = TwoTowers(num_classes=64, hidden_sizes=(64, 64), dropout_rate=0.5)
     params = towers.init(key(0), ones, ones)["params"]
-    _, state = towers.apply(
-        {"params": params},
-        ones,
-        ones,
-        train=True,
-        rngs={"dropout": key(1)},
-        capture_intermediates=lambda module, _: isinstance(module, RowDropout),
-        mutable=["intermediates"],
+    drawn = []
+
+    def note(inputs, levels, rate):
+        drawn.append(np.asarray(levels))
+        return drop_units(inputs, levels, rate)
+
+    monkeypatch.setattr(models, "drop_units", note)
+    towers.apply({"params": params}, ones, ones, train=True, rngs={"dropout": key(1)})
+    assert [levels.shape for levels in drawn] == [(2, 64)] * 4
+    # A number of 2¹⁶ is rarely in the same place twice.
+    for number, levels in enumerate(drawn):
+        for other in drawn[:number]:
+            assert np.mean(levels == other) < 0.05
+
+
+def threefry(key_words, counters):
+    """The hash of Salmon et al., SC 2011, with 20 rounds of two words, on Python's integers."""
+    rotations = [(13, 15, 26, 6), (17, 29, 16, 24)]
+    keys = [*key_words, key_words[0] ^ key_words[1] ^ 0x1BD11BDA]
+    x, y = ((counter + word) % 2**32 for counter, word in zip(counters, key_words, strict=True))
+    for group in range(5):
+        for rotation in rotations[group % 2]:
+            x = (x + y) % 2**32
+            y = ((y << rotation | y >> 32 - rotation) % 2**32) ^ x
+        x = (x + keys[(group + 1) % 3]) % 2**32
+        y = (y + keys[(group + 2) % 3] + group + 1) % 2**32
+    return x, y
+
+
+@pytest.mark.parametrize("width", [1, 4, 10])
+def test_levels_are_the_halves_of_the_hash_of_row_and_column(width):
+    words = [int(word) for word in jax.random.key_data(key(5))]
+    rows, count = [7, 0, 2**31 - 1], -(-width // 4)
+    levels = np.asarray(draw_levels(key(5), np.array(rows, np.int32), width))
+    for row, of_row in zip(rows, levels.tolist(), strict=True):
+        hashes = [threefry(words, (row, column)) for column in range(count)]
+        low_and_high = [(word % 2**16, word >> 16) for pair in hashes for word in pair]
+        # First all low halves of the first words, then all their high halves, …
+        by_half = [low_and_high[k::2] for k in (0, 1)]
+        expected = [halves[k] for group in by_half for k in (0, 1) for halves in group]
+        assert of_row == expected[:width]
+
+
+def test_a_key_of_another_generator_seeds_the_levels():
+    keys = [jax.random.key(seed, impl="rbg") for seed in (0, 1)]
+    levels = [np.asarray(draw_levels(of_seed, np.arange(3), 8)) for of_seed in keys]
+    assert np.mean(levels[0] == levels[1]) < 0.2 and levels[0].max() > 2**14
+    raw = jax.random.key_data(key(3))
+    np.testing.assert_array_equal(
+        draw_levels(raw, np.arange(3), 8), draw_levels(key(3), np.arange(3), 8)
     )
-    masks = [np.asarray(leaf) == 0 for leaf in jax.tree.leaves(state["intermediates"])]
-    assert len(masks) == 4
-    assert len({mask.tobytes() for mask in masks}) == 4
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("sizes", [(4, 6), (5, 5)])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_towers_with_paired_layers_compute_what_the_towers_do(sizes, rate, dtype):
+    towers = TwoTowers(num_classes=3, hidden_sizes=(8, 9), dropout_rate=rate, dtype=dtype)
+    audio, visual = (RNG.normal(size=(7, size)).astype(np.float32) for size in sizes)
+    params = towers.init(key(0), audio, visual)["params"]
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # biases start at 0 and would not show
+    rows = jnp.arange(10, 17, dtype=jnp.int32)
+    expected = towers.apply(
+        {"params": params}, audio, visual, train=True, rows=rows, rngs={"dropout": key(1)}
+    )
+    paired = paired_outputs(
+        towers, pair_params(params), audio, visual, rows=rows, dropout_key=key(1)
+    )
+    assert paired.dtype == expected[0].dtype
+    tolerance = 1e-6 if dtype == jnp.float32 else 2**-8
+    np.testing.assert_allclose(paired, np.stack(expected), atol=tolerance)
+    assert (sizes == (5, 5)) == ("hidden_0" in pair_params(params)["both"])
 
 
 def test_a_batch_in_two_parts_equals_the_whole_batch():

@@ -546,3 +546,39 @@ def test_narrow_labels_count_classes_beyond_their_width(is_traced):
     for parts in narrow:
         assert float(parts["label_loss_audio"]) == pytest.approx(expected, rel=1e-5)
         assert float(parts["metric_loss"]) == float(wide["metric_loss"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "triplet"},
+        {"loss": "semihard_triplet", "intra_modal": True},
+        {"loss": "smooth_ap", "proxies": None},
+        {"loss": "supcon", "proxies": AnchorAware(role="beside", neighbors_from="other")},
+        {"loss": "contrastive", "proxies": AnchorAware(role="both_sides", attention="channel")},
+    ],
+    ids=lambda options: options["loss"],
+)
+def test_stacked_modalities_give_the_same_parts_and_gradient(options):
+    def run(stacked):
+        objective = functools.partial(objective_of(**options), stacked=stacked)
+        return jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))(
+            *(jnp.asarray(x, jnp.float32) for x in (AUDIO, VISUAL)), LABELS
+        )
+
+    ((_, parts), gradient), ((_, expected), wanted) = run(True), run(False)
+    assert list(parts) == list(expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7),
+        (parts, gradient),
+        (expected, wanted),
+    )
+
+
+def test_stacked_modalities_give_the_same_with_class_proxies():
+    objective = functools.partial(class_proxy_objective, proxies=AnchorAware(role="beside"))
+    parts = jax.jit(functools.partial(objective, stacked=True))(AUDIO, VISUAL, LABELS)[1]
+    expected = jax.jit(objective)(AUDIO, VISUAL, LABELS)[1]
+    assert list(parts) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(parts[name], value, rtol=2e-6)

@@ -8,7 +8,7 @@ import pytest
 
 from aadml_jax._random import fixed_generator, seed_key
 from aadml_jax.data import FeatureStandardization
-from aadml_jax.models import RowDropout, fixed_draws
+from aadml_jax.models import TwoTowers, fixed_draws
 from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.parallel import Placement
 from aadml_jax.training.state import init_state, run_keys
@@ -51,15 +51,15 @@ def drawn():
     keys = run_keys(3)
     statistics = FeatureStandardization(*np.ones((4, 5), np.float32))
     state = init_state(RecipeConfig(hidden_sizes=(4,)), num_classes=3, standardization=statistics)
-    dropout = RowDropout(0.5)
+    towers = TwoTowers(num_classes=3, hidden_sizes=(4,), dropout_rate=0.5)
     mask = jax.jit(
-        lambda key: dropout.apply(
-            {},
-            np.ones((6, 7), np.float32),
-            np.arange(6, dtype=np.int32),
+        lambda key: towers.apply(
+            {"params": state.params},
+            np.ones((6, 5), np.float32),
+            np.ones((6, 5), np.float32),
             train=True,
             rngs={"dropout": key},
-        )
+        )[0]
     )(keys.dropout)
     order = jax.jit(lambda keys: epoch_order(keys, np.int32(2), 20))(keys)
     words = [jax.random.key_data(key) for key in keys]

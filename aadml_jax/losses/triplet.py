@@ -15,6 +15,10 @@ from aadml_jax._arrays import (
 )
 from aadml_jax._ordering import count_below, order_keys, running_sum, sorted_keys
 
+# References up to which a GPU compares all pairs of a row in less time than a search takes, every
+# turn of which waits for the host.
+_COUNTED_DENSELY = 1024
+
 
 def _violation_weights(
     distances: Array, margin: Array, positives: Array, negatives: Array
@@ -34,6 +38,8 @@ def _violation_weights(
     )
 
 
+# Compiled also where the caller is not: plain calls would trace its two ways every time.
+@jax.jit
 def _violations(
     distances: Array, margin: Array, positives: Array, negatives: Array
 ) -> tuple[Array, Array]:
@@ -41,6 +47,37 @@ def _violations(
 
     Entries of the other side hold anything.
     """
+    arguments = (distances, margin, positives, negatives)
+    if distances.shape[1] > _COUNTED_DENSELY:
+        return _violations_by_search(*arguments)
+    return jax.lax.platform_dependent(
+        *arguments,
+        cuda=_violations_by_comparison,
+        rocm=_violations_by_comparison,
+        default=_violations_by_search,
+    )
+
+
+def _violations_by_comparison(
+    distances: Array, margin: Array, positives: Array, negatives: Array
+) -> tuple[Array, Array]:
+    """Compares all pairs of a row within one reduction: O(N M²) time, none of it in memory."""
+    keys = order_keys(jnp.where(positives, distances + margin, distances))
+    # For a positive the negatives below it, for a negative the positives above: on flipped signs
+    # the one is the other, and one reduction gives both.
+    is_below = keys[:, None, :] < keys[:, :, None]
+    is_above = keys[:, None, :] > keys[:, :, None]
+    is_violation = jnp.where(
+        positives[:, :, None], negatives[:, None, :] & is_below, positives[:, None, :] & is_above
+    )
+    counts = jnp.sum(is_violation, axis=2, dtype=jnp.int32)
+    return counts, counts
+
+
+def _violations_by_search(
+    distances: Array, margin: Array, positives: Array, negatives: Array
+) -> tuple[Array, Array]:
+    """Orders the positives of each row and searches all entries among them."""
     # Positives at 0.1 and 0.4, negatives at 0.3, 0.6 and 0.2, margin 0.25:
     #   in order 0.2 0.3 0.35′ 0.6 0.65′ (′ is a positive), positives up to each: 0 0 1 1 2;
     #   negatives violate the 2 2 1 positives after them; those with fewer than 1 positive up to

@@ -250,7 +250,8 @@ def _build_steps(
     config: TrainConfig, data: LocalData, model: TwoTowers, placement: Placement
 ) -> Callable[[TrainState, int], TrainState]:
     recipe = config.recipe
-    train_step = make_train_step(model, build_optimizer(recipe), recipe.objective(), placement)
+    objective = recipe.objective(stacked=placement.is_on_gpus)
+    train_step = make_train_step(model, build_optimizer(recipe), objective, placement)
     batch_size, keys = resolved(recipe.batch_size), run_keys(recipe.seed)
     if isinstance(data.train, StoredFeatures):
         return make_stream_steps(

@@ -63,6 +63,11 @@ class Placement:
         return AXIS if self.mode == "pmap" else None
 
     @property
+    def is_on_gpus(self) -> bool:
+        """Whether the devices are GPUs, where a step takes as long as it has launches."""
+        return self.devices[0].platform in ("gpu", "cuda", "rocm")
+
+    @property
     def mesh(self) -> jax.sharding.Mesh:
         """All devices along one axis."""
         return jax.sharding.Mesh(np.array(self.devices), (AXIS,))

@@ -13,8 +13,6 @@ from aadml_jax.data import FeatureStandardization
 from aadml_jax.models import TwoTowers, fixed_draws
 from aadml_jax.training.config import RecipeConfig
 
-_TOWERS = ("audio", "visual")
-
 
 class RunKeys(NamedTuple):
     """Independent random keys, all derived from the seed.
@@ -79,12 +77,7 @@ def adam(learning_rate: float | Array, weight_decay: float | Array) -> optax.Gra
         return optax.adam(learning_rate)
 
     def is_decayed(params: Any) -> Any:
-        return {
-            part: jax.tree.map(
-                lambda leaf, part=part: part in _TOWERS and jnp.ndim(leaf) >= 2, leaves
-            )
-            for part, leaves in params.items()
-        }
+        return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
     return optax.adamw(learning_rate, weight_decay=weight_decay, mask=is_decayed)
 

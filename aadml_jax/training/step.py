@@ -1,5 +1,6 @@
 """One training step, and many of them in one compiled call."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ import optax
 
 from aadml_jax._arrays import Array, ArrayLike, check_count, global_row_numbers
 from aadml_jax._random import fixed_generator
-from aadml_jax.models import TwoTowers
+from aadml_jax.models import TwoTowers, paired_outputs
 from aadml_jax.objective import Objective
+from aadml_jax.training.paired_state import add_parts, pair_state, part_state
 from aadml_jax.training.parallel import Placement, one_device
 from aadml_jax.training.state import RunKeys, TrainState
 
@@ -24,7 +26,30 @@ class Batch(NamedTuple):
     labels: Array
 
 
-TrainStep = Callable[[TrainState, Batch, Array], TrainState]
+def _as_it_is(state: TrainState) -> TrainState:
+    return state
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """A pure function `train_step(state, batch, dropout_key)` that returns the next state.
+
+    Several steps are taken in the form of the state that suits the device:
+    `unpack(take(take(pack(state), …), …))`.
+
+    Attributes:
+      take: (state in that form, batch, dropout key) to the next state in that form.
+      pack: a state in that form.
+      unpack: the inverse of `pack`.
+    """
+
+    take: Callable[[Any, Batch, Array], Any]
+    pack: Callable[[TrainState], Any] = _as_it_is
+    unpack: Callable[[Any], TrainState] = _as_it_is
+
+    def __call__(self, state: TrainState, batch: Batch, dropout_key: Array) -> TrainState:
+        """The state after one step."""
+        return self.unpack(self.take(self.pack(state), batch, dropout_key))
 
 
 def make_train_step(
@@ -32,8 +57,10 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     objective: Objective,
     placement: Placement | None = None,
+    *,
+    paired: bool | None = None,
 ) -> TrainStep:
-    """A pure function `train_step(state, batch, dropout_key)` that returns the next state.
+    """The step of a run.
 
     The dropout masks depend on the key, the state's step and the row's place in the global batch.
 
@@ -43,8 +70,11 @@ def make_train_step(
       objective: of the outputs, see `Objective`.
       placement: over the devices; default one. Where it has an `axis_name`, the step takes a
         device's shard of the batch, in order, and returns the next state of the whole batch.
+      paired: whether like layers of both towers are one operation, see `paired_state`; it changes
+        no number beyond rounding. Default on GPUs.
     """
     placement = placement or one_device()
+    paired = placement.is_on_gpus if paired is None else paired
 
     def objective_of_outputs(
         outputs: Batch, class_proxies: Array | None, *, axis_name: str | None
@@ -52,17 +82,29 @@ def make_train_step(
         learned = {} if class_proxies is None else {"class_proxies": class_proxies}
         return objective(*outputs, axis_name=axis_name, **learned)
 
-    def train_step(state: TrainState, batch: Batch, dropout_key: Array) -> TrainState:
-        def objective_of_params(params: dict) -> tuple[Array, dict[str, Array]]:
-            outputs: Any = model.apply(
-                {"params": params},
-                batch.audio,
-                batch.visual,
-                train=True,
-                rows=global_row_numbers(batch.labels.shape[0], placement.axis_name),
-                rngs={"dropout": jax.random.fold_in(dropout_key, state.step)},
+    def outputs_of(params: Any, batch: Batch, key: Array) -> tuple[Array, Array]:
+        rows = global_row_numbers(batch.labels.shape[0], placement.axis_name)
+        if paired:
+            audio, visual = paired_outputs(
+                model, params, batch.audio, batch.visual, rows=rows, dropout_key=key
             )
-            audio, visual = outputs
+            return audio, visual
+        outputs: Any = model.apply(
+            {"params": params},
+            batch.audio,
+            batch.visual,
+            train=True,
+            rows=rows,
+            rngs={"dropout": key},
+        )
+        return outputs
+
+    def gradient_and_parts(
+        state: TrainState, batch: Batch, dropout_key: Array
+    ) -> tuple[Any, dict[str, Array]]:
+        def objective_of_params(params: dict) -> tuple[Array, dict[str, Array]]:
+            key = jax.random.fold_in(dropout_key, state.step)
+            audio, visual = outputs_of(params, batch, key)
             return placement.map_shards(
                 objective_of_outputs,
                 Batch(audio, visual, batch.labels),
@@ -72,15 +114,21 @@ def make_train_step(
         (_, parts), gradient = jax.value_and_grad(objective_of_params, has_aux=True)(state.params)
         if placement.axis_name is not None:
             gradient = jax.lax.pmean(gradient, placement.axis_name)
+        return gradient, parts
+
+    def take(state: TrainState, batch: Batch, dropout_key: Array) -> TrainState:
+        gradient, parts = gradient_and_parts(state, batch, dropout_key)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         return state._replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
-            epoch_sums={name: state.epoch_sums[name] + parts[name] for name in state.epoch_sums},
+            epoch_sums=add_parts(state.epoch_sums, parts),
         )
 
-    return train_step
+    if not paired:
+        return TrainStep(take)
+    return TrainStep(take, pair_state, part_state)
 
 
 def make_run_steps(
@@ -194,9 +242,10 @@ def repeat_step(
     num_steps: ArrayLike,
 ) -> TrainState:
     """Within a compiled program: the state after some steps, each with the batch of its number."""
-    return jax.lax.fori_loop(
+    packed = jax.lax.fori_loop(
         0,
         num_steps,
-        lambda _, state: train_step(state, batch_at(state.step), keys.dropout),
-        state,
+        lambda _, state: train_step.take(state, batch_at(state.step), keys.dropout),
+        train_step.pack(state),
     )
+    return train_step.unpack(packed)

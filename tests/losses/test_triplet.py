@@ -90,18 +90,21 @@ def test_derivatives_are_exact_counts_among_many_ties(eighths, relevance, margin
     np.testing.assert_allclose(slope, expected[:, 7].sum(), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "count", [triplet._violations_by_search, triplet._violations_by_comparison]
+)
 @hypothesis.settings(max_examples=80, deadline=None, database=None, derandomize=True)
 @hypothesis.given(
     hnp.arrays(np.int32, (3, 37), elements=st.integers(0, 40)),
     hnp.arrays(np.int32, (3, 37), elements=st.integers(0, 2)),
     st.integers(-8, 20),
 )
-def test_violations_are_counted_exactly(eighths, sides, margin):
+def test_violations_are_counted_exactly(count, eighths, sides, margin):
     distances = jnp.asarray(eighths / np.float32(8))
     positives, negatives = sides == 1, sides == 2
     violates = eighths[:, None, :] < eighths[:, :, None] + margin  # [row, positive, negative]
     violates &= positives[:, :, None] & negatives[:, None, :]
-    per_positive, per_negative = oracles.compiled(triplet._violations)(
+    per_positive, per_negative = oracles.compiled(count)(
         distances, np.float32(margin / 8), positives, negatives
     )
     np.testing.assert_array_equal(per_positive[positives], violates.sum(axis=2)[positives])

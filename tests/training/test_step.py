@@ -12,7 +12,7 @@ from small_world import DATA, SIMPLE, SPEC, first_state
 
 from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.state import adam, build_model, build_optimizer, run_keys
-from aadml_jax.training.step import Batch, make_run_steps, make_train_step
+from aadml_jax.training.step import Batch, TrainStep, make_run_steps, make_train_step
 
 CONFIG = RecipeConfig(hidden_sizes=(8,), dropout=0.3, learning_rate=1e-2, seed=3, **SIMPLE)
 ROWS, BATCH_SIZE, CLASSES = SPEC.train_size, 12, SPEC.num_classes
@@ -153,7 +153,7 @@ def test_an_epoch_draws_each_row_at_most_once_and_in_a_new_order():
         return state._replace(step=state.step + 1, params=seen)
 
     state = first_state(CONFIG)._replace(params=jnp.full(96, -1), epoch_sums={})
-    run = make_run_steps(note, rows, batch_size=BATCH_SIZE, keys=run_keys(0))
+    run = make_run_steps(TrainStep(note), rows, batch_size=BATCH_SIZE, keys=run_keys(0))
     state = run(run(state, STEPS_PER_EPOCH), STEPS_PER_EPOCH)
     first, second = np.asarray(state.params).reshape(2, 48)
     assert len(set(first.tolist())) == len(set(second.tolist())) == 48
@@ -236,7 +236,7 @@ def test_a_program_is_compiled_once():
         return state._replace(step=state.step + 1, params=state.params + batch.audio.sum())
 
     run = make_run_steps(
-        count, Batch(numbers, numbers, numbers), batch_size=BATCH_SIZE, keys=run_keys(0)
+        TrainStep(count), Batch(numbers, numbers, numbers), batch_size=BATCH_SIZE, keys=run_keys(0)
     )
     state = first_state(CONFIG)._replace(params=jnp.zeros((), jnp.int32), epoch_sums={})
     state = run(state, 1)
