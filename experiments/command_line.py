@@ -342,8 +342,13 @@ def warn_of_features(nearly_constant: str | None) -> None:
         )
 
 
-def write_output(path: str, text: str) -> None:
+def write_output(path: str, text: str, flag: str = "output") -> None:
     """Writes a file that the user asked for.
+
+    Args:
+      path: of the file.
+      text: its content.
+      flag: the name of the flag that gave the path.
 
     Raises:
       UserError: if it cannot be written.
@@ -352,7 +357,7 @@ def write_output(path: str, text: str) -> None:
         local_path(path).write_text(text)
     except OSError as error:
         raise UserError(
-            f"--output={path} cannot be written ({error.strerror}); choose another path"
+            f"--{flag}={path} cannot be written ({error.strerror}); choose another path"
         ) from error
 
 

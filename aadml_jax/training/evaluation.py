@@ -133,7 +133,7 @@ def make_evaluate(
         one.
       similarity: by which retrieval ranks, `"cosine"` or `"posterior"`.
     """
-    ks = tuple(k for k in _CUT_OFFS if k <= num_rows)
+    ks = _cut_offs(num_rows)
     if placement is not None and len(placement.devices) > 1:
         placement = placement.under_jit()
         shards = placement.shard((*rows, np.ones(len(rows[2]), bool)), num_rows)
@@ -152,10 +152,55 @@ def make_evaluate(
     return report
 
 
+def lower_evaluate(
+    model: TwoTowers,
+    params: Any,
+    rows: tuple[Any, Any, Any],
+    placement: Placement,
+    *,
+    similarity: str = "cosine",
+) -> jax.stages.Lowered:
+    """What `make_evaluate` computes on accelerators, lowered for shapes of arrays.
+
+    On one device a run computes the same in three calls, the towers and each direction.
+
+    Args:
+      model: the towers.
+      params: shapes of their parameters.
+      rows: shapes of audio, visual and labels of the whole split.
+      placement: over devices, which need not be there.
+      similarity: by which retrieval ranks.
+    """
+    num_rows = rows[2].shape[0]
+    ks = _cut_offs(num_rows)
+    first, *others = placement.devices
+    if others:
+        placement = placement.under_jit()
+        everything = jax.ShapeDtypeStruct((num_rows,), bool)
+        shards = placement.shard_shapes((*rows, everything), num_rows)
+        hashable: Any = model  # Flax makes it so
+        return _sharded_report(placement, hashable, ks, similarity).lower(
+            placement.replicate_shapes(params), *shards
+        )
+
+    def report(params: Any, audio: Array, visual: Array, labels: Array) -> dict[str, Any]:
+        outputs = outputs_in_blocks(model, params, audio, visual)
+        return cross_modal_report(*outputs, labels, similarity=similarity, ks=ks)
+
+    here = jax.sharding.SingleDeviceSharding(first)
+    return jax.jit(report, in_shardings=here, out_shardings=here).lower(params, *rows)
+
+
+def _cut_offs(num_rows: int) -> tuple[int, ...]:
+    return tuple(k for k in _CUT_OFFS if k <= num_rows)
+
+
 @functools.cache
 def _sharded_report(
     placement: Placement, model: TwoTowers, ks: tuple[int, ...], similarity: str
-) -> Callable[..., dict[str, Any]]:
+) -> Any:
+    """The jitted report of parameters and shards."""
+
     def report(
         params: Any, audio: Array, visual: Array, labels: Array, is_real: Array
     ) -> dict[str, Any]:

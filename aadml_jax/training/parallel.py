@@ -126,6 +126,22 @@ class Placement:
 
         return jax.tree.map(place, arrays)
 
+    def shard_shapes(self, shapes: Any, num_rows: int) -> Any:
+        """What `shard` would return, as shapes: for programs that are compiled ahead of time.
+
+        Args:
+          shapes: pytree of `jax.ShapeDtypeStruct` [N, ...], of all rows.
+          num_rows: N.
+        """
+        size, count = self._shard_size(num_rows), len(self.devices)
+        rows = None if count == 1 or self.mode == "pmap" else NamedSharding(self.mesh, P(AXIS))
+
+        def of_shards(whole: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            sizes = (count, size) if self.mode == "pmap" else (count * size,)
+            return jax.ShapeDtypeStruct((*sizes, *whole.shape[1:]), whole.dtype, sharding=rows)
+
+        return jax.tree.map(of_shards, shapes)
+
     def _stack_shards(self, arrays: Any, num_rows: int, rows_axis: int) -> Any:
         """The form of `jax.pmap`: this process's shards along a new first axis."""
         local = self.devices[self._local_places()]
@@ -187,6 +203,13 @@ class Placement:
             return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
 
         return _map_leaves(place, tree)
+
+    def replicate_shapes(self, tree: Any) -> Any:
+        """A pytree of shapes in the form of `replicate`'s result under jit on several devices."""
+        whole = NamedSharding(self.mesh, P())
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), tree
+        )
 
     def under_jit(self) -> "Placement":
         """The same devices with arrays sharded for jit, as evaluation needs them in any mode."""

@@ -164,6 +164,33 @@ def make_run_steps(
     placement = placement or one_device()
     num_rows = len(data.labels) if num_rows is None else num_rows
     steps_per_epoch = steps_in_epoch(num_rows, batch_size)
+    compiled = compile_run_steps(train_step, num_rows, batch_size=batch_size, placement=placement)
+    data, keys = placement.shard(data, num_rows), placement.replicate(keys)
+
+    def run_within_epoch(state: TrainState, num_steps: int) -> TrainState:
+        num_steps = check_steps(int(state.step), num_steps, steps_per_epoch)
+        return compiled(data, keys, state, np.int32(num_steps))
+
+    return run_within_epoch
+
+
+def compile_run_steps(
+    train_step: TrainStep, num_rows: int, *, batch_size: int, placement: Placement
+) -> Any:
+    """The jitted `run_steps(data, keys, state, num_steps)` that `make_run_steps` calls.
+
+    Data and keys are arguments, not constants: the cached program then serves every seed.
+
+    Args:
+      train_step: from `make_train_step`, with the same placement.
+      num_rows: training rows of all processes.
+      batch_size: rows per step, a multiple of the devices.
+      placement: over the devices.
+
+    Raises:
+      ValueError: if there are fewer rows than a batch.
+    """
+    steps_per_epoch = steps_in_epoch(num_rows, batch_size)
     placement.check_batch_size(batch_size)
 
     def run_steps(data: Batch, keys: RunKeys, state: TrainState, num_steps: Array) -> TrainState:
@@ -177,15 +204,7 @@ def make_run_steps(
         state = begin_epoch(state, steps_per_epoch)
         return repeat_step(train_step, batch_at, keys, state, num_steps)
 
-    # Data and keys are arguments, not constants: the cached program then serves every seed.
-    compiled = placement.compile(run_steps)
-    data, keys = placement.shard(data, num_rows), placement.replicate(keys)
-
-    def run_within_epoch(state: TrainState, num_steps: int) -> TrainState:
-        num_steps = check_steps(int(state.step), num_steps, steps_per_epoch)
-        return compiled(data, keys, state, np.int32(num_steps))
-
-    return run_within_epoch
+    return placement.compile(run_steps)
 
 
 def steps_in_epoch(num_rows: int, batch_size: int) -> int:
