@@ -15,6 +15,10 @@ _AT_ONCE = 16
 # A search starts with at most 2^6 comparisons of that kind, each far cheaper than a turn.
 _COMPARED_BITS = 6
 
+# Columns up to which a GPU compares all pairs of a row in less time than a search takes, every
+# operation of which it must start by itself.
+COUNTED_DENSELY = 1024
+
 
 def order_keys(values: Array) -> Array:
     """Integers in the order of the floats: x < y ⇔ key(x) < key(y), and key(−0) = key(0).

@@ -38,8 +38,8 @@ from aadml_jax.data.writers.feature_file import write_feature_file
 from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.local_data import load_local_data
 from aadml_jax.training.parallel import one_device
-from aadml_jax.training.state import build_model, build_optimizer, init_state, run_keys
-from aadml_jax.training.step import make_run_steps, make_train_step
+from aadml_jax.training.state import init_state, run_keys
+from aadml_jax.training.step import build_train_step, make_run_steps
 from aadml_jax.training.streaming import make_stream_steps, read_ahead
 from benchmarks import side_by_side
 from experiments import command_line
@@ -126,9 +126,7 @@ def make_epoch(dataset: RetrievalDataset, batch_size: int, *, streamed: bool) ->
     """A function that trains an epoch, its rows held or streamed."""
     config, placement = RecipeConfig(), one_device()
     data = load_local_data(dataset, streamed=streamed)
-    step = make_train_step(
-        build_model(config, _CLASSES), build_optimizer(config), config.objective()
-    )
+    step = build_train_step(config, _CLASSES)
     common = {"batch_size": batch_size, "keys": run_keys(0), "placement": placement}
     if streamed:
         run_steps = make_stream_steps(

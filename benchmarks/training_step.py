@@ -30,11 +30,10 @@ from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.state import (
     TrainState,
     build_model,
-    build_optimizer,
     init_state,
     run_keys,
 )
-from aadml_jax.training.step import Batch, epoch_order, make_run_steps, make_train_step
+from aadml_jax.training.step import Batch, build_train_step, epoch_order, make_run_steps
 from benchmarks import our_losses, side_by_side
 from experiments import command_line
 
@@ -120,9 +119,7 @@ def make_state(config: RecipeConfig) -> TrainState:
 def make_steps(config: RecipeConfig, data: Batch, batch_size: int, steps: int) -> Callable:
     """A function that trains `steps` steps, at most an epoch."""
     state = [make_state(config)]
-    step = make_train_step(
-        build_model(config, _CLASSES), build_optimizer(config), config.objective()
-    )
+    step = build_train_step(config, _CLASSES)
     data = Batch(*map(jnp.asarray, data))
     run_steps = make_run_steps(step, data, batch_size=batch_size, keys=run_keys(config.seed))
 

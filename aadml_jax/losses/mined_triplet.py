@@ -12,7 +12,50 @@ from aadml_jax._arrays import (
     masked_row_mean,
     reduce_rows,
 )
-from aadml_jax._ordering import count_below, last_key, order_keys
+from aadml_jax._ordering import COUNTED_DENSELY, count_below, last_key, order_keys
+
+
+# Compiled also where the caller is not: plain calls would trace its two ways every time.
+@jax.jit
+def _semihard_columns(keys: Array, negatives: Array) -> Array:
+    """Each entry's nearest negative that is farther than it, else the farthest: int32 [N, M].
+
+    They are column numbers, of equal negatives the first; any of a row without negatives.
+    """
+    if keys.shape[1] > COUNTED_DENSELY:
+        return _semihard_columns_by_search(keys, negatives)
+    return jax.lax.platform_dependent(
+        keys,
+        negatives,
+        cuda=_semihard_columns_by_comparison,
+        rocm=_semihard_columns_by_comparison,
+        default=_semihard_columns_by_search,
+    )
+
+
+def _semihard_columns_by_comparison(keys: Array, negatives: Array) -> Array:
+    """Compares all pairs of a row within one reduction: O(N M²) time, none of it in memory."""
+    of_negatives = jnp.where(negatives, keys, jnp.iinfo(keys.dtype).min)
+    largest = jnp.max(of_negatives, axis=1, keepdims=True)
+    first_largest = jax.lax.argmax(of_negatives, 1, jnp.int32)[:, None]
+    is_farther = negatives[:, None, :] & (keys[:, None, :] > keys[:, :, None])
+    # The smallest key, and of equal ones the first, as `argmin` has it.
+    nearest = jax.lax.argmin(jnp.where(is_farther, keys[:, None, :], last_key(keys)), 2, jnp.int32)
+    return jnp.where(keys < largest, nearest, first_largest)
+
+
+def _semihard_columns_by_search(keys: Array, negatives: Array) -> Array:
+    """Orders the negatives of each row and searches all entries among them."""
+    negative_keys = jnp.where(negatives, keys, last_key(keys))
+    order = jnp.argsort(negative_keys, axis=1, stable=True)
+    ordered_keys = jnp.take_along_axis(negative_keys, order, axis=1)
+    last = jnp.sum(negatives, axis=1, keepdims=True, dtype=jnp.int32) - 1
+    farther = count_below(ordered_keys, keys + 1)
+    # "The largest" may stand in several columns; step back to the first of them.
+    largest = count_below(ordered_keys, jnp.take_along_axis(ordered_keys, last, axis=1))
+    place = jnp.where(farther <= last, farther, largest)
+    # `argsort` gives 64 bits where they are enabled; both ways must give one type.
+    return jnp.take_along_axis(order, place, axis=1).astype(jnp.int32)
 
 
 def semihard_triplet_loss(
@@ -57,18 +100,9 @@ def semihard_triplet_loss(
     if distances.shape[1] == 0:
         return reduce_rows(jnp.zeros(distances.shape[0], distances.dtype), reduce_fn)
     keys = order_keys(jax.lax.stop_gradient(distances))
-    negative_keys = jnp.where(negatives, keys, last_key(keys))
-    order = jnp.argsort(negative_keys, axis=1, stable=True)
-    ordered_keys = jnp.take_along_axis(negative_keys, order, axis=1)
+    chosen = _semihard_columns(keys, negatives)
 
-    last = jnp.sum(negatives, axis=1, keepdims=True, dtype=jnp.int32) - 1
-    farther = count_below(ordered_keys, keys + 1)
-    # "The largest" may stand in several columns; step back to the first of them.
-    largest = count_below(ordered_keys, jnp.take_along_axis(ordered_keys, last, axis=1))
-    place = jnp.where(farther <= last, farther, largest)
-    chosen = jnp.take_along_axis(order, place, axis=1)
-
-    valid = positives & (last >= 0)
+    valid = positives & jnp.any(negatives, axis=1, keepdims=True)
     margin = as_scalar(margin, distances.dtype, "margin")
     negative_distances = jnp.take_along_axis(distances, chosen, axis=1)
     violations = jnp.where(valid, distances - negative_distances + margin, 0)

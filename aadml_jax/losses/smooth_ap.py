@@ -1,6 +1,7 @@
 """Smooth-AP: average precision made differentiable."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,20 @@ from aadml_jax._arrays import (
     reduce_rows,
     without_impossible,
 )
-from aadml_jax._ordering import columns_of, running_sum
+from aadml_jax._ordering import columns_of, running_sum, sorted_keys
 from aadml_jax._sharding import split_as
 
+# Columns up to which a GPU compares each with each, positives or not: 0.13 billion sigmoids for a
+# square matrix, in about the time of a loop's turns, whose operations a GPU starts one by one.
+_COMPARED_DENSELY = 512
+
 # Positives compared with the whole row at a time: 4 keep the memory at a few times that of the row.
+# Accelerators lose time with every turn, and take 16 as long as their pairs fill at most 64 MiB.
 _POSITIVES_AT_ONCE = 4
+_POSITIVES_AT_ONCE_ON_ACCELERATORS = 16
+_PAIRS_AT_ONCE_ON_ACCELERATORS = 2**24
+
+_PerRow = tuple[Array, Array | None, Array | None]
 
 
 # Compiled also where the caller is not: plain calls would compile the loop in it every time.
@@ -31,25 +41,97 @@ def _smooth_ap(
     negatives: Array,
     *,
     with_derivatives: bool,
-) -> tuple[Array, Array | None, Array | None]:
-    """1 − Smooth-AP per row [N], its derivatives by similarities [N, M] and temperature [N].
+) -> _PerRow:
+    """1 − Smooth-AP per row [N], its derivatives by similarities [N, M] and temperature [N]."""
+    at_once = _POSITIVES_AT_ONCE_ON_ACCELERATORS
+    if at_once * similarities.size > _PAIRS_AT_ONCE_ON_ACCELERATORS:
+        at_once = _POSITIVES_AT_ONCE
+    in_few_turns = functools.partial(_by_loop, at_once=at_once, is_searched=False)
+    is_narrow = similarities.shape[1] <= _COMPARED_DENSELY
+    on_gpu = _by_comparison if is_narrow else in_few_turns
+    ways = {"cuda": on_gpu, "rocm": on_gpu, "tpu": in_few_turns, "default": _by_loop}
+    return jax.lax.platform_dependent(
+        similarities,
+        temperature,
+        positives,
+        negatives,
+        **{
+            platform: functools.partial(way, with_derivatives=with_derivatives)
+            for platform, way in ways.items()
+        },
+    )
+
+
+def _by_comparison(
+    similarities: Array,
+    temperature: Array,
+    positives: Array,
+    negatives: Array,
+    *,
+    with_derivatives: bool,
+) -> _PerRow:
+    """Compares all pairs of a row within three reductions: O(N M²) time, none of it in memory."""
+    columns = jnp.arange(similarities.shape[1], dtype=jnp.int32)
+    is_other = (columns[:, None] != columns[None, :])[None]
+    # By how much the other, o, is above entry e.
+    gaps = (similarities[:, None, :] - similarities[:, :, None]) * (1 / temperature)
+    gaps = jnp.where(is_other, gaps, 0)  # [N, e, o]
+    above = jax.nn.sigmoid(gaps)
+    positive, other_positive = positives[:, :, None], positives[:, None, :]
+    other_negative = negatives[:, None, :]
+
+    ahead = jnp.sum(jnp.where(other_positive & is_other, above, 0), axis=2)
+    wrongly_ahead = jnp.sum(jnp.where(other_negative, above, 0), axis=2)
+    rank = 1 + ahead + wrongly_ahead
+    missing = jnp.where(positives, wrongly_ahead / rank, 0)
+    num_positives = jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.int32)
+    value = divide_or_zero(jnp.sum(missing, axis=1), num_positives[:, 0])
+    if not with_derivatives:
+        return value, None, None
+
+    # A negative that rises over positive p takes `lift` of p, a positive that does gives `drop`.
+    by_rank = divide_or_zero(jnp.where(positives, 1 / rank, 0), num_positives) / temperature
+    lift, drop = by_rank * (1 - missing), by_rank * missing
+    slopes = above * (1 - above)  # the same seen from e and from o
+    as_positive = jnp.where(
+        other_positive, -drop[:, :, None], jnp.where(other_negative, lift[:, :, None], 0)
+    )
+    as_other = jnp.where(
+        positive, -drop[:, None, :], jnp.where(negatives[:, :, None], lift[:, None, :], 0)
+    )
+    as_positive = jnp.where(positive, as_positive, 0)
+    as_other = jnp.where(other_positive, as_other, 0)
+    by_similarity = jnp.sum(slopes * (as_other - as_positive), axis=2)
+    by_temperature = -jnp.sum(slopes * as_positive * gaps, axis=(1, 2))
+    return value, by_similarity, by_temperature
+
+
+def _by_loop(
+    similarities: Array,
+    temperature: Array,
+    positives: Array,
+    negatives: Array,
+    *,
+    with_derivatives: bool,
+    at_once: int = _POSITIVES_AT_ONCE,
+    is_searched: bool = True,
+) -> _PerRow:
+    """Compares `at_once` positives of each row with the whole row at a time.
 
     The loop runs as often as the row with the most positives needs, which reverse mode could not
     follow; hence the derivatives are summed up on the way.
     """
     columns = jnp.arange(similarities.shape[1], dtype=jnp.int32)[None, None, :]
     num_positives = jnp.sum(positives, axis=1, dtype=jnp.int32)
-    positives_so_far = running_sum(positives)
     is_valid = positives | negatives
+    own_columns = _positive_columns(positives, is_searched=is_searched)
 
     def add_positives(turn: Array, carry: tuple) -> tuple:
         missing, by_similarity, by_temperature = carry
-        places = (
-            turn * _POSITIVES_AT_ONCE + jnp.arange(_POSITIVES_AT_ONCE, dtype=jnp.int32)[None, :]
-        )
+        places = turn * at_once + jnp.arange(at_once, dtype=jnp.int32)[None, :]
         exists = places < num_positives[:, None]
         places = jnp.broadcast_to(places, exists.shape)
-        own = jnp.where(exists, columns_of(positives_so_far, places), 0)  # [N, K] columns
+        own = jnp.where(exists, own_columns(places), 0)  # [N, K] columns
         is_own = columns == own[:, :, None]
 
         scores = jnp.take_along_axis(similarities, own, axis=1)
@@ -77,9 +159,23 @@ def _smooth_ap(
     carry = (of_row, zeros, of_row) if with_derivatives else (of_row, None, None)
     # Counted turn by turn: XLA of JAX 0.10 takes a loop from 0 to a constant 1 in steps of 4 for
     # one that never runs.
-    turns = (most + _POSITIVES_AT_ONCE - 1) // _POSITIVES_AT_ONCE
+    turns = (most + at_once - 1) // at_once
     missing, *derivatives = jax.lax.fori_loop(zero, turns, add_positives, carry)
     return divide_or_zero(missing, num_positives), *derivatives
+
+
+def _positive_columns(positives: Array, *, is_searched: bool) -> Callable[[Array], Array]:
+    """A function that gives the columns of the positives number `places` [N, K] of each row.
+
+    Of places past a row's positives it gives any number.
+    """
+    if is_searched:
+        so_far = running_sum(positives)
+        return lambda places: columns_of(so_far, places)
+    # A search is a loop within the loop; one sort before it finds all columns.
+    columns = jnp.arange(positives.shape[1], dtype=jnp.int32)[None, :]
+    ordered = sorted_keys(jnp.broadcast_to(columns, positives.shape), positives)
+    return lambda places: jnp.take_along_axis(ordered, places, axis=1)
 
 
 @jax.custom_jvp
@@ -116,9 +212,10 @@ def smooth_ap_loss(
     arXiv:2007.12163, its smoothed AP and loss. For τ → 0 it becomes 1 − `average_precision`, except
     at ties.
 
-    The positives of a row are compared with the row four at a time, and the derivative is summed up
-    on the way: O(N P M) time, O(N M) memory. Second derivatives need forward mode outside
-    (`jax.hessian` has it).
+    The positives of a row are compared with the row four at a time, up to sixteen on accelerators,
+    and the derivative is summed up on the way: O(N P M) time, O(N M) memory. A GPU compares up to
+    512 columns all at once: O(N M²) time in few operations, and O(N M) memory all the same. Second
+    derivatives need forward mode outside (`jax.hessian` has it).
 
     Args:
       similarities: [N, M], higher for more alike; cosine similarities for the default temperature.

@@ -13,11 +13,13 @@ from aadml_jax._arrays import (
     masked_row_mean,
     reduce_rows,
 )
-from aadml_jax._ordering import count_below, order_keys, running_sum, sorted_keys
-
-# References up to which a GPU compares all pairs of a row in less time than a search takes, every
-# turn of which waits for the host.
-_COUNTED_DENSELY = 1024
+from aadml_jax._ordering import (
+    COUNTED_DENSELY,
+    count_below,
+    order_keys,
+    running_sum,
+    sorted_keys,
+)
 
 
 def _violation_weights(
@@ -48,13 +50,10 @@ def _violations(
     Entries of the other side hold anything.
     """
     arguments = (distances, margin, positives, negatives)
-    if distances.shape[1] > _COUNTED_DENSELY:
-        return _violations_by_search(*arguments)
+    is_narrow = distances.shape[1] <= COUNTED_DENSELY
+    on_gpu = _violations_by_comparison if is_narrow else _violations_by_full_search
     return jax.lax.platform_dependent(
-        *arguments,
-        cuda=_violations_by_comparison,
-        rocm=_violations_by_comparison,
-        default=_violations_by_search,
+        *arguments, cuda=on_gpu, rocm=on_gpu, default=_violations_by_search
     )
 
 
@@ -74,10 +73,28 @@ def _violations_by_comparison(
     return counts, counts
 
 
-def _violations_by_search(
+def _violations_by_full_search(
     distances: Array, margin: Array, positives: Array, negatives: Array
 ) -> tuple[Array, Array]:
-    """Orders the positives of each row and searches all entries among them."""
+    """The search in whole rows: its number of turns is known when it is compiled.
+
+    A GPU would wait for the host at every turn of a loop whose end depends on the data.
+    """
+    return _violations_by_search(distances, margin, positives, negatives, is_bounded=False)
+
+
+def _violations_by_search(
+    distances: Array,
+    margin: Array,
+    positives: Array,
+    negatives: Array,
+    *,
+    is_bounded: bool = True,
+) -> tuple[Array, Array]:
+    """Orders the positives of each row and searches all entries among them.
+
+    With `is_bounded` among as many as the row with the most positives has.
+    """
     # Positives at 0.1 and 0.4, negatives at 0.3, 0.6 and 0.2, margin 0.25:
     #   in order 0.2 0.3 0.35′ 0.6 0.65′ (′ is a positive), positives up to each: 0 0 1 1 2;
     #   negatives violate the 2 2 1 positives after them; those with fewer than 1 positive up to
@@ -85,9 +102,8 @@ def _violations_by_search(
     num_positives = jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.int32)
     keys = order_keys(jnp.where(positives, distances + margin, distances))
     # Keys are integers, so that the positives up to an entry are those below the next key.
-    positives_up_to = count_below(
-        sorted_keys(keys, positives), keys + 1, most=jnp.max(num_positives, initial=0)
-    )
+    most = jnp.max(num_positives, initial=0) if is_bounded else None
+    positives_up_to = count_below(sorted_keys(keys, positives), keys + 1, most)
     # A negative violates the positives that come after it. So those of a positive are the
     # negatives that have fewer positives before them than it has with itself and its equals.
     # Row by row, so that rows may be sharded on an explicit mesh.

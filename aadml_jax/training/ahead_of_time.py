@@ -20,8 +20,8 @@ from aadml_jax.training.evaluation import lower_evaluate
 from aadml_jax.training.hlo_text import Cost
 from aadml_jax.training.parallel import Placement
 from aadml_jax.training.settings import resolved
-from aadml_jax.training.state import build_model, build_optimizer, init_state, run_keys
-from aadml_jax.training.step import Batch, compile_run_steps, make_train_step, steps_in_epoch
+from aadml_jax.training.state import build_model, init_state, run_keys
+from aadml_jax.training.step import Batch, build_train_step, compile_run_steps, steps_in_epoch
 
 # What a GPU takes at least between the beginnings of two kernels that one stream runs in turn; seen
 # on several generations, and no figure of the maker.
@@ -177,9 +177,11 @@ def compile_run(config: TrainConfig, shapes: RowShapes, topology: Topology) -> C
     model = build_model(recipe, num_classes)
     train, test = shapes.batch(shapes.num_train), shapes.batch(shapes.num_test)
     with _as_in_a_run():
-        train_step = make_train_step(model, build_optimizer(recipe), recipe.objective(), placement)
         run_steps = compile_run_steps(
-            train_step, shapes.num_train, batch_size=batch_size, placement=placement
+            build_train_step(recipe, num_classes, placement),
+            shapes.num_train,
+            batch_size=batch_size,
+            placement=placement,
         )
         training = _compiled(
             lambda: run_steps.lower(

@@ -11,7 +11,6 @@ import jax
 
 from aadml_jax.data import StoredFeatures
 from aadml_jax.errors import UserError
-from aadml_jax.models import TwoTowers
 from aadml_jax.training.checkpoints import Checkpoints, Progress, has_checkpoints
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.epochs import (
@@ -43,12 +42,11 @@ from aadml_jax.training.signals import Interrupted, StopSignal
 from aadml_jax.training.state import (
     TrainState,
     build_model,
-    build_optimizer,
     finite_parts,
     init_state,
     run_keys,
 )
-from aadml_jax.training.step import make_run_steps, make_train_step
+from aadml_jax.training.step import build_train_step, make_run_steps
 from aadml_jax.training.stored_runs import check_resumable
 from aadml_jax.training.streaming import make_stream_steps
 
@@ -230,7 +228,7 @@ def _start_or_resume(
         data=data,
         folder=folder,
         checkpoints=checkpoints,
-        run_steps=_build_steps(config, data, model, placement),
+        run_steps=_build_steps(config, data, placement),
         evaluate=make_evaluate(
             model, data.test, len(data.test_labels), placement, similarity=recipe.similarity
         ),
@@ -247,11 +245,10 @@ def _start_or_resume(
 
 
 def _build_steps(
-    config: TrainConfig, data: LocalData, model: TwoTowers, placement: Placement
+    config: TrainConfig, data: LocalData, placement: Placement
 ) -> Callable[[TrainState, int], TrainState]:
     recipe = config.recipe
-    objective = recipe.objective(stacked=placement.is_on_gpus)
-    train_step = make_train_step(model, build_optimizer(recipe), objective, placement)
+    train_step = build_train_step(recipe, data.num_classes, placement)
     batch_size, keys = resolved(recipe.batch_size), run_keys(recipe.seed)
     if isinstance(data.train, StoredFeatures):
         return make_stream_steps(

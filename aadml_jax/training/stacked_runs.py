@@ -25,7 +25,7 @@ from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.epochs import is_due, mean_losses
 from aadml_jax.training.evaluation import outputs_in_blocks
 from aadml_jax.training.local_data import LocalData
-from aadml_jax.training.parallel import Device
+from aadml_jax.training.parallel import Device, Placement
 from aadml_jax.training.settings import resolved
 from aadml_jax.training.state import (
     TrainState,
@@ -126,6 +126,7 @@ class StackedRuns:
         # 2 on two devices are 0, 1 | 2, 2, of which states and reports on the host drop the last.
         missing = -len(recipes) % len(devices)
         self.recipes = [*recipes, *[recipes[-1]] * missing]
+        self.device = Placement(devices[:1])  # as each run sees them
         self.mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
         self.rows = jax.device_put(data.train, NamedSharding(self.mesh, P()))
         self.keys = jax.tree.map(
@@ -159,7 +160,9 @@ class StackedRuns:
         most = None
         if "num_neighbors" in changes:
             most = max(recipe.num_neighbors for recipe in self.recipes)
-        return dataclasses.replace(self.recipe, **changes).objective(max_neighbors=most)
+        return dataclasses.replace(self.recipe, **changes).objective(
+            max_neighbors=most, stacked=self.device.is_on_gpus
+        )
 
     @functools.cached_property
     def _losses(self) -> Callable[..., Array]:
@@ -205,7 +208,7 @@ class StackedRuns:
             values.get("learning_rate", self.recipe.learning_rate),
             values.get("weight_decay", self.recipe.weight_decay),
         )
-        train_step = make_train_step(self.model, optimizer, self._objective(values))
+        train_step = make_train_step(self.model, optimizer, self._objective(values), self.device)
         order = epoch_order(keys, state.step // self.steps_per_epoch, self.data.num_train)
         size = self.batch_size
 

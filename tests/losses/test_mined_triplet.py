@@ -2,13 +2,18 @@
 
 import functools
 
+import hypothesis
+import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from hypothesis import strategies as st
 
 import aadml_jax as aa
+from aadml_jax._ordering import order_keys
+from aadml_jax.losses import mined_triplet
 
 
 @functools.cache
@@ -64,6 +69,31 @@ def test_hard_compares_the_farthest_positive_with_the_nearest_negative(
 ):
     actual = value("hard_triplet_loss", one_row(positives, negatives), margin=margin)
     assert actual == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "columns_of",
+    [mined_triplet._semihard_columns_by_search, mined_triplet._semihard_columns_by_comparison],
+)
+@hypothesis.settings(max_examples=80, deadline=None, database=None, derandomize=True)
+@hypothesis.given(
+    hnp.arrays(
+        np.float32, (3, 29), elements=st.sampled_from([-0.0, 0.0, *np.arange(1, 9) / 8, np.inf])
+    ),
+    hnp.arrays(np.bool_, (3, 29), elements=st.booleans(), fill=st.just(False)),
+)
+def test_both_ways_choose_the_first_column_of_the_semihard_negative(
+    columns_of, distances, negatives
+):
+    actual = oracles.compiled(columns_of)(order_keys(jnp.asarray(distances)), negatives)
+    for row, is_negative, columns in zip(distances, negatives, actual, strict=True):
+        candidates = [(d, column) for column, d in enumerate(row) if is_negative[column]]
+        for distance, column in zip(row, columns, strict=True):
+            farther = [c for c in candidates if c[0] > distance]
+            farthest = [c for c in candidates if c[0] == max(candidates)[0]]
+            if candidates:
+                assert column == min(farther or farthest)[1]
+            assert 0 <= column < len(row)
 
 
 @pytest.mark.parametrize("name", ["semihard_triplet_loss", "hard_triplet_loss"])

@@ -9,6 +9,7 @@ import oracles
 import pytest
 
 import aadml_jax as aa
+from aadml_jax.losses import smooth_ap
 
 
 def sigmoid(x):
@@ -46,6 +47,62 @@ def test_tends_to_one_minus_average_precision(num_positives):
     exact = oracles.by_row(oracles.average_precision_row, scores, relevance)
     assert float(smooth) == pytest.approx(1 - exact[0], abs=1e-6)
     assert exact[0] < 1
+
+
+def of_all_pairs(similarities, temperature, positives, negatives):
+    """The loss per row as its formula has it, for JAX to differentiate."""
+    gaps = (similarities[:, None, :] - similarities[:, :, None]) / temperature
+    above = jax.nn.sigmoid(gaps) * ~np.eye(similarities.shape[1], dtype=bool)[None]
+    rank_among_positives = 1 + jnp.sum(above * positives[:, None, :], axis=2)
+    rank = 1 + jnp.sum(above * (positives | negatives)[:, None, :], axis=2)
+    missing = jnp.sum((1 - rank_among_positives / rank) * positives, axis=1)
+    return missing / jnp.maximum(positives.sum(axis=1), 1)
+
+
+WAYS = {
+    "loop": smooth_ap._by_loop,
+    "loop of longer turns": functools.partial(smooth_ap._by_loop, at_once=16, is_searched=False),
+    "comparison": smooth_ap._by_comparison,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_equals_the_formula_and_its_derivatives(way):
+    rng = np.random.default_rng(4)
+    similarities = np.round(rng.uniform(-1, 1, (7, 45)), 1)  # with ties
+    positives = rng.random((7, 45)) < np.array([[0.0, 0.02, 0.2, 0.5, 0.9, 1.0, 0.4]]).T
+    where = rng.random((7, 45)) < 0.8
+    masks = positives & where, ~positives & where
+    masks[1][6] = False  # a row without negatives
+    with oracles.x64():
+        run = jax.jit(functools.partial(WAYS[way], with_derivatives=True))
+        value, by_similarity, by_temperature = run(similarities, 0.2, *masks)
+        expected = jax.jit(of_all_pairs)(similarities, 0.2, *masks)
+        slopes = jax.jit(
+            jax.grad(lambda s, t: jnp.sum(of_all_pairs(s, t, *masks)), argnums=(0, 1))
+        )(similarities, 0.2)
+        rows = jax.jit(jax.jacfwd(of_all_pairs, argnums=1))(similarities, 0.2, *masks)
+        value_alone, *nothing = jax.jit(functools.partial(WAYS[way], with_derivatives=False))(
+            similarities, 0.2, *masks
+        )
+    value = np.asarray(value)
+    np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(by_similarity, slopes[0], rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(by_temperature, rows, rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(value_alone, value, rtol=1e-14)
+    assert nothing == [None, None]
+    assert value[6] == 0
+    assert np.all(value[2:5] > 0.001)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_ranks_a_positive_at_minus_infinity_last(way):
+    scores = np.array([[0.5, -np.inf, 0.25, 0.0]], np.float32)
+    positives = np.array([[True, True, False, False]])
+    run = jax.jit(functools.partial(WAYS[way], with_derivatives=True))
+    value, by_similarity, _ = run(scores, np.float32(0.001), positives, ~positives)
+    np.testing.assert_allclose(value, [1 - (1 + 2 / 4) / 2], rtol=1e-6)
+    np.testing.assert_allclose(by_similarity, np.zeros((1, 4)), atol=1e-30)
 
 
 def test_second_derivatives_equal_finite_differences():

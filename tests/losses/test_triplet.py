@@ -91,7 +91,12 @@ def test_derivatives_are_exact_counts_among_many_ties(eighths, relevance, margin
 
 
 @pytest.mark.parametrize(
-    "count", [triplet._violations_by_search, triplet._violations_by_comparison]
+    "count",
+    [
+        triplet._violations_by_search,
+        triplet._violations_by_full_search,
+        triplet._violations_by_comparison,
+    ],
 )
 @hypothesis.settings(max_examples=80, deadline=None, database=None, derandomize=True)
 @hypothesis.given(
