@@ -68,21 +68,42 @@ def count_below(sorted_rows: Array, keys: Array, most: Array | None = None) -> A
     strides = jnp.arange(1, 2**_COMPARED_BITS + 1, dtype=jnp.uint32) << turns
     bounds = entries(jnp.broadcast_to(strides - 1, (len(keys), len(strides))))
 
-    def compare(turn: Array, counts: Array) -> Array:
-        some = jax.lax.dynamic_slice_in_dim(bounds, turn * _AT_ONCE, _AT_ONCE, axis=1)
-        return counts + jnp.sum(some[:, :, None] < keys[:, None, :], axis=1, dtype=jnp.uint32)
-
     def halve(turn: Array, counts: Array) -> Array:
         # Counts are in units of the stride, which each turn halves.
         middle = (2 * counts + 1) << (turns - 1 - turn)
         return 2 * counts + (entries(middle - 1) < keys).astype(jnp.uint32)
 
-    none = jnp.zeros_like(turns)
     groups = ((most >> turns) + _AT_ONCE - 1) // _AT_ONCE
+    counts = jax.lax.platform_dependent(
+        bounds, keys, groups, tpu=_count_rows_last, default=_count_rows_first
+    )
+    return jax.lax.fori_loop(jnp.zeros_like(turns), turns, halve, counts).astype(jnp.int32)
+
+
+def _count_rows_first(bounds: Array, keys: Array, groups: Array) -> Array:
+    """How many of the first 16 · `groups` bounds [N, 64] are below each key [N, K]: uint32."""
+
+    def compare(turn: Array, counts: Array) -> Array:
+        some = jax.lax.dynamic_slice_in_dim(bounds, turn * _AT_ONCE, _AT_ONCE, axis=1)
+        return counts + jnp.sum(some[:, :, None] < keys[:, None, :], axis=1, dtype=jnp.uint32)
+
     # Made from the data: under shard_map what a loop carries must differ by device from the start.
     counts = (0 * (keys ^ bounds[:, :1])).astype(jnp.uint32)
-    counts = jax.lax.fori_loop(none, groups, compare, counts)
-    return jax.lax.fori_loop(none, turns, halve, counts).astype(jnp.int32)
+    return jax.lax.fori_loop(jnp.zeros_like(groups), groups, compare, counts)
+
+
+def _count_rows_last(bounds: Array, keys: Array, groups: Array) -> Array:
+    """The same for a TPU, to which repeating a row costs nothing, and a column much."""
+    bounds, keys = bounds.T, keys.T
+
+    def compare(turn: Array, counts: Array) -> Array:
+        some = jax.lax.dynamic_slice_in_dim(bounds, turn * _AT_ONCE, _AT_ONCE, axis=0)
+        for place in range(_AT_ONCE):
+            counts += (some[place : place + 1] < keys).astype(jnp.uint32)
+        return counts
+
+    counts = (0 * (keys ^ bounds[:1])).astype(jnp.uint32)
+    return jax.lax.fori_loop(jnp.zeros_like(groups), groups, compare, counts).T
 
 
 def running_sum(counts: Array) -> Array:

@@ -49,3 +49,14 @@ def test_columns_are_those_of_the_true_entries():
     np.testing.assert_array_equal(
         _ordering.columns_of(_ordering.running_sum(mask), places), expected
     )
+
+
+@pytest.mark.parametrize("count", [_ordering._count_rows_first, _ordering._count_rows_last])
+@pytest.mark.parametrize("groups", [0, 1, 4])
+def test_bounds_are_counted_in_groups_in_either_layout(count, groups):
+    rng = np.random.default_rng(groups)
+    bounds = np.sort(rng.integers(-20, 20, (7, 64)), axis=1).astype(np.int32)
+    keys = rng.integers(-25, 25, (7, 33)).astype(np.int32)
+    expected = (bounds[:, None, : 16 * groups] < keys[:, :, None]).sum(axis=2)
+    actual = jax.jit(count)(bounds, keys, jnp.int32(groups))
+    np.testing.assert_array_equal(actual, expected)

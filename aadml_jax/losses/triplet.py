@@ -16,10 +16,14 @@ from aadml_jax._arrays import (
 from aadml_jax._ordering import (
     COUNTED_DENSELY,
     count_below,
+    last_key,
     order_keys,
     running_sum,
     sorted_keys,
 )
+
+# Positives that a TPU compares with the whole row in one turn.
+_POSITIVES_AT_ONCE = 16
 
 
 def _violation_weights(
@@ -52,8 +56,9 @@ def _violations(
     arguments = (distances, margin, positives, negatives)
     is_narrow = distances.shape[1] <= COUNTED_DENSELY
     on_gpu = _violations_by_comparison if is_narrow else _violations_by_full_search
+    on_tpu = _violations_in_turns if is_narrow else _violations_by_search
     return jax.lax.platform_dependent(
-        *arguments, cuda=on_gpu, rocm=on_gpu, default=_violations_by_search
+        *arguments, cuda=on_gpu, rocm=on_gpu, tpu=on_tpu, default=_violations_by_search
     )
 
 
@@ -71,6 +76,45 @@ def _violations_by_comparison(
     )
     counts = jnp.sum(is_violation, axis=2, dtype=jnp.int32)
     return counts, counts
+
+
+def _violations_in_turns(
+    distances: Array, margin: Array, positives: Array, negatives: Array
+) -> tuple[Array, Array]:
+    """Compares all entries of each row with 16 of its positives a turn: O(N P M) time, no search.
+
+    Rows are the last axis, along whose lanes a TPU works: what differs by row alone is then
+    repeated for nothing, and a row's sum needs no exchange between lanes.
+    """
+    num_positives = jnp.sum(positives, axis=1, keepdims=True, dtype=jnp.int32)
+    keys = order_keys(jnp.where(positives, distances + margin, distances))
+    of_positives = sorted_keys(keys, positives).T
+    padding = ((0, -len(of_positives) % _POSITIVES_AT_ONCE), (0, 0))
+    of_positives = jnp.pad(of_positives, padding, constant_values=jnp.iinfo(keys.dtype).max)
+    of_negatives = jnp.where(negatives, keys, last_key(keys)).T
+    keys = keys.T
+
+    def compare(turn: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        positives_up_to, negatives_below = carry
+        first = turn * _POSITIVES_AT_ONCE
+        some = jax.lax.dynamic_slice_in_dim(of_positives, first, _POSITIVES_AT_ONCE)
+        of_turn = []
+        for place in range(_POSITIVES_AT_ONCE):
+            positive = some[place : place + 1]
+            positives_up_to += (positive <= keys).astype(jnp.int32)
+            of_turn.append(jnp.sum(of_negatives < positive, axis=0, dtype=jnp.int32))
+        of_turn = jnp.stack(of_turn)
+        below = jax.lax.dynamic_update_slice_in_dim(negatives_below, of_turn, first, axis=0)
+        return positives_up_to, below
+
+    most = jnp.max(num_positives, initial=0)
+    turns = (most + _POSITIVES_AT_ONCE - 1) // _POSITIVES_AT_ONCE
+    carry = (0 * keys.astype(jnp.int32), 0 * of_positives.astype(jnp.int32))
+    positives_up_to, below = jax.lax.fori_loop(0 * most, turns, compare, carry)
+    # Equal positives have the same negatives below them, so the last of them may stand for each.
+    place = jnp.maximum(positives_up_to, 1).astype(jnp.uint32) - 1
+    per_positive = jnp.take_along_axis(below, place, axis=0, mode="promise_in_bounds")
+    return per_positive.T, num_positives - positives_up_to.T
 
 
 def _violations_by_full_search(

@@ -95,6 +95,7 @@ def test_derivatives_are_exact_counts_among_many_ties(eighths, relevance, margin
     [
         triplet._violations_by_search,
         triplet._violations_by_full_search,
+        triplet._violations_in_turns,
         triplet._violations_by_comparison,
     ],
 )
