@@ -39,6 +39,7 @@ from aadml_jax._sharding import gathered, split_alike
 from aadml_jax.anchor_aware import ATTENTIONS, anchor_aware_proxies, check_neighbors
 from aadml_jax.label_losses import cross_entropy_label_loss
 from aadml_jax.losses import proxy_anchor_loss, triplet_loss
+from aadml_jax.row_blocks import in_row_blocks, mean_in_row_blocks
 from aadml_jax.similarity import cosine_distance, cosine_similarity, same_label
 
 PROXY_ROLES = ("in_place", "beside", "both_sides")
@@ -128,6 +129,7 @@ def aadml_objective(
     metric_weight: ArrayLike = 1.0,
     axis_name: str | None = None,
     stacked: bool = False,
+    block_size: int | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The AADML objective of a batch of label-space outputs.
 
@@ -157,6 +159,9 @@ def aadml_objective(
       stacked: whether what is done for one modality and then for the other is one operation on
         both, mapped by `jax.vmap`: half as many operations, which is what a GPU's time goes by at
         the usual batch; a CPU gains nothing. It changes no number beyond rounding.
+      block_size: anchors that meet the whole batch at a time, so that memory is O(block_size × B)
+        instead of O(S × B) for the S anchors of a device; in reverse mode a block is computed
+        again instead of being stored. It changes no number beyond rounding. Default all at once.
 
     Returns:
       The scalar, and its parts as scalars: `loss` (the scalar again), `label_loss` and
@@ -174,16 +179,26 @@ def aadml_objective(
     batch = _gathered(audio, visual, labels, axis_name)
     of_each = _on_both if stacked else _one_by_one
     label_terms = of_each(lambda outputs: label_loss(outputs, batch.own_targets), batch.own)
-    relevance = same_label(batch.own_labels, batch.labels)
-    is_other = batch.rows[:, None] != jnp.arange(len(batch.labels), dtype=jnp.int32)[None, :]
+    columns = jnp.arange(len(batch.labels), dtype=jnp.int32)
     outputs = _ModalityOutputs.of(batch)
-    anchors = of_each(functools.partial(_anchors, batch, proxies), outputs)
-    references = of_each(functools.partial(_references, batch, proxies), outputs)
+    anchors = of_each(functools.partial(_anchors, batch, proxies, block_size), outputs)
+    references = of_each(functools.partial(_references, batch, proxies, block_size), outputs)
 
-    def loss_of(direction: tuple[list[Array], Array], where: Array | None) -> Array:
+    def loss_of(direction: tuple[list[Array], Array], *, is_within: bool) -> Array:
         of_sources, of_target = direction
+
+        def loss_of_block(block: tuple[Array, Array, Array]) -> Array:
+            of_source, labels, rows = block
+            return metric_loss(
+                compare(of_source, of_target),
+                same_label(labels, batch.labels),
+                where=rows[:, None] != columns[None, :] if is_within else None,
+            )
+
         return _mean(
-            metric_loss(compare(of_source, of_target), relevance, where=where)
+            mean_in_row_blocks(
+                loss_of_block, (of_source, batch.own_labels, batch.rows), block_size=block_size
+            )
             for of_source in of_sources
         )
 
@@ -193,12 +208,12 @@ def aadml_objective(
     }
     within = {f"{name}_to_{name}" for name in batch.own}
     metric_terms = of_each(
-        functools.partial(loss_of, where=None),
+        functools.partial(loss_of, is_within=False),
         {name: pair for name, pair in directions.items() if name not in within},
     )
     if intra_modal:
         metric_terms |= of_each(
-            functools.partial(loss_of, where=is_other), {name: directions[name] for name in within}
+            functools.partial(loss_of, is_within=True), {name: directions[name] for name in within}
         )
         metric_terms = {name: metric_terms[name] for name in directions}
     return _total(label_terms, metric_terms, label_weight, metric_weight, axis_name)
@@ -218,6 +233,7 @@ def class_proxy_objective(
     metric_weight: ArrayLike = 1.0,
     axis_name: str | None = None,
     stacked: bool = False,
+    block_size: int | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The objective with a loss whose rows are class proxies, such as `proxy_anchor_loss`.
 
@@ -238,6 +254,7 @@ def class_proxy_objective(
       metric_weight: see `aadml_objective`.
       axis_name: see `aadml_objective`.
       stacked: see `aadml_objective`.
+      block_size: see `aadml_objective`; it bounds the memory of the graph.
 
     Returns:
       The scalar and its parts as `aadml_objective` has them, with the terms
@@ -264,7 +281,7 @@ def class_proxy_objective(
     def loss_of(outputs: _ModalityOutputs) -> Array:
         return _mean(
             metric_loss(compare(class_proxies, batch.gather(samples)), is_of_class)
-            for samples in _anchors(batch, proxies, outputs)
+            for samples in _anchors(batch, proxies, block_size, outputs)
         )
 
     terms = of_each(loss_of, _ModalityOutputs.of(batch))
@@ -368,35 +385,52 @@ def _on_both(function: Callable[[Any], Any], values: Mapping[str, Any]) -> dict[
 
 
 def _proxies(
-    batch: _Batch, proxies: AnchorAware, outputs: _ModalityOutputs, *, all_rows: bool = False
+    batch: _Batch,
+    proxies: AnchorAware,
+    block_size: int | None,
+    outputs: _ModalityOutputs,
+    *,
+    all_rows: bool = False,
 ) -> Array:
-    return anchor_aware_proxies(
-        outputs.whole,
-        batch.labels,
-        num_neighbors=proxies.num_neighbors,
-        attention=proxies.attention,
-        same_class=proxies.same_class,
-        rows=None if all_rows or batch.axis_name is None else batch.rows,
-        references=outputs.other if proxies.neighbors_from == "other" else None,
-        temperature=proxies.temperature,
-        neighbor_gradient=proxies.neighbor_gradient,
-        max_neighbors=proxies.max_neighbors,
-    )
+    def of_rows(rows: Array | None) -> Array:
+        return anchor_aware_proxies(
+            outputs.whole,
+            batch.labels,
+            num_neighbors=proxies.num_neighbors,
+            attention=proxies.attention,
+            same_class=proxies.same_class,
+            rows=rows,
+            references=outputs.other if proxies.neighbors_from == "other" else None,
+            temperature=proxies.temperature,
+            neighbor_gradient=proxies.neighbor_gradient,
+            max_neighbors=proxies.max_neighbors,
+        )
+
+    rows = None if all_rows or batch.axis_name is None else batch.rows
+    num_rows = len(outputs.whole if rows is None else rows)
+    if block_size is None or block_size >= num_rows:
+        return of_rows(rows)
+    rows = jnp.arange(num_rows, dtype=jnp.int32) if rows is None else rows
+    return in_row_blocks(lambda block, _: of_rows(block), rows, block_size=block_size)
 
 
-def _anchors(batch: _Batch, proxies: AnchorAware | None, outputs: _ModalityOutputs) -> list[Array]:
+def _anchors(
+    batch: _Batch, proxies: AnchorAware | None, block_size: int | None, outputs: _ModalityOutputs
+) -> list[Array]:
     """What stands in the anchors' place; the loss is the mean over these."""
     if proxies is None:
         return [outputs.own]
     if proxies.role == "beside":
-        return [outputs.own, _proxies(batch, proxies, outputs)]
-    return [_proxies(batch, proxies, outputs)]
+        return [outputs.own, _proxies(batch, proxies, block_size, outputs)]
+    return [_proxies(batch, proxies, block_size, outputs)]
 
 
-def _references(batch: _Batch, proxies: AnchorAware | None, outputs: _ModalityOutputs) -> Array:
+def _references(
+    batch: _Batch, proxies: AnchorAware | None, block_size: int | None, outputs: _ModalityOutputs
+) -> Array:
     if proxies is None or proxies.role != "both_sides":
         return outputs.whole
-    return _proxies(batch, proxies, outputs, all_rows=True)
+    return _proxies(batch, proxies, block_size, outputs, all_rows=True)
 
 
 def _sum(values: Iterable[Array]) -> Array:

@@ -582,3 +582,44 @@ def test_stacked_modalities_give_the_same_with_class_proxies():
     assert list(parts) == list(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(parts[name], value, rtol=2e-6)
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 5])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "triplet"},
+        {"loss": "semihard_triplet", "intra_modal": True, "proxies": None},
+        {"loss": "supcon", "proxies": AnchorAware(role="beside", neighbors_from="other")},
+        {"loss": "contrastive", "proxies": AnchorAware(role="both_sides"), "intra_modal": True},
+    ],
+    ids=lambda options: options["loss"],
+)
+def test_blocks_of_anchors_give_the_same_parts_and_gradient(options, block_size):
+    def run(block_size):
+        objective = functools.partial(objective_of(**options), block_size=block_size)
+        return jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))(
+            *(jnp.asarray(x, jnp.float32) for x in (AUDIO, VISUAL)), LABELS
+        )
+
+    assert len(AUDIO) % 5 != 0 or len(AUDIO) % 4 != 0  # what no whole block is left for
+    ((_, parts), gradient), ((_, expected), wanted) = run(block_size), run(None)
+    assert list(parts) == list(expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-6, atol=2e-7),
+        (parts, gradient),
+        (expected, wanted),
+    )
+
+
+@pytest.mark.parametrize("objective", [aadml_objective, class_proxy_objective])
+def test_blocks_of_anchors_bound_the_memory(objective):
+    outputs, labels = jnp.zeros((512, 10)), jnp.arange(512) % 10
+    small, large = (
+        oracles.temporary_bytes(
+            jax.grad(lambda a, b, n=n: objective(a, b, labels, block_size=n)[0]), outputs, outputs
+        )
+        for n in (32, None)
+    )
+    assert large > 4 * 512**2  # one matrix of the whole batch
+    assert small < 4 * 512**2

@@ -215,12 +215,19 @@ class RecipeConfig:
         set_here = {name: value for name, value in own.items() if value is not None}
         return set_here | dict(self.loss_parameters or {})
 
-    def objective(self, *, max_neighbors: int | None = None, stacked: bool = False) -> Objective:
+    def objective(
+        self,
+        *,
+        max_neighbors: int | None = None,
+        stacked: bool = False,
+        block_size: int | None = None,
+    ) -> Objective:
         """The objective that the configuration names.
 
         Args:
           max_neighbors: the largest k, where `num_neighbors` is traced.
           stacked: see `aadml_objective`.
+          block_size: see `aadml_objective`.
         """
         proxies = None
         if self.anchor_aware:
@@ -242,6 +249,7 @@ class RecipeConfig:
             "label_weight": self.label_weight,
             "metric_weight": self.metric_weight,
             "stacked": stacked,
+            "block_size": block_size,
         }
         if NAMED_LOSSES[self.loss].on_class_proxies:
             return functools.partial(class_proxy_objective, **made_of)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from aadml_jax._arrays import Array
 from aadml_jax.cross_modal import cross_modal_report, sharded_cross_modal_report
 from aadml_jax.data import PairedFeatures
 from aadml_jax.models import TwoTowers
+from aadml_jax.row_blocks import rows_at_once
 from aadml_jax.training.parallel import AXIS, Placement
 
 DIRECTIONS = ("audio_to_visual", "visual_to_audio", "mean")
@@ -22,6 +23,8 @@ _CUT_OFFS = (1, 5, 10)
 _MOST_TIED = 1e-3
 # Rows of one device whose hidden activations are in memory at a time.
 _EMBEDDED_AT_ONCE = 8192
+# Queries of one device that are ranked at a time, fewer where galleries are long.
+_RANKED_AT_ONCE = 1024
 # Clips whose relevance to all others is in memory at a time.
 _BLOCK_ROWS = 512
 
@@ -133,21 +136,19 @@ def make_evaluate(
         one.
       similarity: by which retrieval ranks, `"cosine"` or `"posterior"`.
     """
-    ks = _cut_offs(num_rows)
+    options = _ReportOptions.of(num_rows, similarity)
     if placement is not None and len(placement.devices) > 1:
         placement = placement.under_jit()
         shards = placement.shard((*rows, np.ones(len(rows[2]), bool)), num_rows)
         hashable: Any = model  # Flax makes it so
-        sharded_report = _sharded_report(placement, hashable, ks, similarity)
+        sharded_report = _sharded_report(placement, hashable, options)
         return lambda params: _as_floats(sharded_report(placement.replicate(params), *shards))
 
     audio, visual = jax.device_put(rows[:2])
 
     def report(params: Any) -> dict[str, Any]:
         of_audio, of_visual = _embed(model, params, audio, visual)
-        return _as_floats(
-            cross_modal_report(of_audio, of_visual, rows[2], similarity=similarity, ks=ks)
-        )
+        return _as_floats(cross_modal_report(of_audio, of_visual, rows[2], **options._asdict()))
 
     return report
 
@@ -172,33 +173,41 @@ def lower_evaluate(
       similarity: by which retrieval ranks.
     """
     num_rows = rows[2].shape[0]
-    ks = _cut_offs(num_rows)
+    options = _ReportOptions.of(num_rows, similarity)
     first, *others = placement.devices
     if others:
         placement = placement.under_jit()
         everything = jax.ShapeDtypeStruct((num_rows,), bool)
         shards = placement.shard_shapes((*rows, everything), num_rows)
         hashable: Any = model  # Flax makes it so
-        return _sharded_report(placement, hashable, ks, similarity).lower(
+        return _sharded_report(placement, hashable, options).lower(
             placement.replicate_shapes(params), *shards
         )
 
     def report(params: Any, audio: Array, visual: Array, labels: Array) -> dict[str, Any]:
         outputs = outputs_in_blocks(model, params, audio, visual)
-        return cross_modal_report(*outputs, labels, similarity=similarity, ks=ks)
+        return cross_modal_report(*outputs, labels, **options._asdict())
 
     here = jax.sharding.SingleDeviceSharding(first)
     return jax.jit(report, in_shardings=here, out_shardings=here).lower(params, *rows)
 
 
-def _cut_offs(num_rows: int) -> tuple[int, ...]:
-    return tuple(k for k in _CUT_OFFS if k <= num_rows)
+class _ReportOptions(NamedTuple):
+    """What `cross_modal_report` takes besides the clips."""
+
+    similarity: str
+    ks: tuple[int, ...]
+    block_size: int
+
+    @classmethod
+    def of(cls, num_rows: int, similarity: str) -> "_ReportOptions":
+        """Those of so many clips."""
+        ks = tuple(k for k in _CUT_OFFS if k <= num_rows)
+        return cls(similarity, ks, min(_RANKED_AT_ONCE, rows_at_once(num_rows)))
 
 
 @functools.cache
-def _sharded_report(
-    placement: Placement, model: TwoTowers, ks: tuple[int, ...], similarity: str
-) -> Any:
+def _sharded_report(placement: Placement, model: TwoTowers, options: _ReportOptions) -> Any:
     """The jitted report of parameters and shards."""
 
     def report(
@@ -206,7 +215,7 @@ def _sharded_report(
     ) -> dict[str, Any]:
         outputs = outputs_in_blocks(model, params, audio, visual)
         return sharded_cross_modal_report(
-            *outputs, labels, is_real, similarity=similarity, ks=ks, axis_name=AXIS
+            *outputs, labels, is_real, axis_name=AXIS, **options._asdict()
         )
 
     rows = P(AXIS)

@@ -21,6 +21,7 @@ from aadml_jax._arrays import Array
 from aadml_jax._random import fixed_generator, seed_key
 from aadml_jax.cross_modal import cross_modal_report
 from aadml_jax.objective import Objective
+from aadml_jax.row_blocks import rows_at_once
 from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.epochs import is_due, mean_losses
 from aadml_jax.training.evaluation import outputs_in_blocks
@@ -161,7 +162,9 @@ class StackedRuns:
         if "num_neighbors" in changes:
             most = max(recipe.num_neighbors for recipe in self.recipes)
         return dataclasses.replace(self.recipe, **changes).objective(
-            max_neighbors=most, stacked=self.device.is_on_gpus
+            max_neighbors=most,
+            stacked=self.device.is_on_gpus,
+            block_size=rows_at_once(self.batch_size * len(self.recipes) // self.mesh.size),
         )
 
     @functools.cached_property

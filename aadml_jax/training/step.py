@@ -13,9 +13,11 @@ from aadml_jax._arrays import Array, ArrayLike, check_count, global_row_numbers
 from aadml_jax._random import fixed_generator
 from aadml_jax.models import TwoTowers, paired_outputs
 from aadml_jax.objective import Objective
+from aadml_jax.row_blocks import rows_at_once
 from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.paired_state import add_parts, pair_state, part_state
 from aadml_jax.training.parallel import Placement, one_device
+from aadml_jax.training.settings import resolved
 from aadml_jax.training.state import RunKeys, TrainState, build_model, build_optimizer
 
 
@@ -56,14 +58,13 @@ class TrainStep:
 def build_train_step(
     recipe: RecipeConfig, num_classes: int, placement: Placement | None = None
 ) -> TrainStep:
-    """The step that a configuration names, in the form that suits the devices."""
+    """The step that a resolved configuration names, in the form that suits the devices."""
     placement = placement or one_device()
-    return make_train_step(
-        build_model(recipe, num_classes),
-        build_optimizer(recipe),
-        recipe.objective(stacked=placement.is_on_gpus),
-        placement,
+    objective = recipe.objective(
+        stacked=placement.is_on_gpus, block_size=rows_at_once(resolved(recipe.batch_size))
     )
+    model, optimizer = build_model(recipe, num_classes), build_optimizer(recipe)
+    return make_train_step(model, optimizer, objective, placement)
 
 
 def make_train_step(
