@@ -20,7 +20,7 @@ from aadml_jax.training.evaluation import lower_evaluate
 from aadml_jax.training.hlo_text import Cost
 from aadml_jax.training.parallel import Placement
 from aadml_jax.training.settings import resolved
-from aadml_jax.training.state import build_model, init_state, run_keys
+from aadml_jax.training.state import TrainState, build_model, init_state, run_keys
 from aadml_jax.training.step import Batch, build_train_step, compile_run_steps, steps_in_epoch
 
 # What a GPU takes at least between the beginnings of two kernels that one stream runs in turn; seen
@@ -28,7 +28,6 @@ from aadml_jax.training.step import Batch, build_train_step, compile_run_steps, 
 _SECONDS_PER_LAUNCH = 2e-6
 # What comes before the sum of a ring: every part goes round once to be added and once to be known.
 _TURNS_OF_RING = {"all-reduce": 2}
-
 
 _CACHE = "jax_enable_compilation_cache"
 
@@ -166,53 +165,17 @@ def compile_run(config: TrainConfig, shapes: RowShapes, topology: Topology) -> C
     Raises:
       UserError: if the devices do not divide the batch size.
     """
-    recipe = config.recipe
-    placement = Placement(topology.devices, config.launch.parallel)
-    batch_size, num_classes = resolved(recipe.batch_size), shapes.num_classes
-    placement.check_batch_size(batch_size)
-    standardization = identity_standardization(shapes.audio_dim, shapes.visual_dim)
-    state = jax.eval_shape(
-        lambda: init_state(recipe, num_classes=num_classes, standardization=standardization)
-    )
-    model = build_model(recipe, num_classes)
-    train, test = shapes.batch(shapes.num_train), shapes.batch(shapes.num_test)
-    with _as_in_a_run():
-        run_steps = compile_run_steps(
-            build_train_step(recipe, num_classes, placement),
-            shapes.num_train,
-            batch_size=batch_size,
-            placement=placement,
-        )
-        training = _compiled(
-            lambda: run_steps.lower(
-                placement.shard_shapes(train, shapes.num_train),
-                jax.eval_shape(lambda: run_keys(recipe.seed)),
-                state,
-                _shape((), jnp.int32),
-            ),
-            topology.accelerator,
-            recipe.precision,
-            of_main_loop=True,
-        )
-        evaluation = _compiled(
-            lambda: lower_evaluate(
-                model,
-                state.params,
-                (test.audio, test.visual, test.labels),
-                placement,
-                similarity=recipe.similarity,
-            ),
-            topology.accelerator,
-            recipe.precision,
-        )
-    count = len(placement.devices)
+    state = _state_shapes(config, shapes)
+    training = compile_training(config, shapes, topology)
+    evaluation = compile_evaluation(config, shapes, topology)
+    count = len(topology.devices)
     state_bytes, parameter_bytes = _num_bytes(state), _num_bytes(state.params)
-    train_bytes = -(-_num_bytes(train) // count)
-    test_bytes = -(-_num_bytes(test) // count)
+    train_bytes = -(-_num_bytes(shapes.batch(shapes.num_train)) // count)
+    test_bytes = -(-_num_bytes(shapes.batch(shapes.num_test)) // count)
     # While one program runs, the rows of the other are there too, and the optimizer's state.
     resting = train_bytes + state_bytes - parameter_bytes
     epochs = resolved(config.launch.epochs)
-    steps_per_epoch = steps_in_epoch(shapes.num_train, batch_size)
+    steps_per_epoch = steps_in_epoch(shapes.num_train, resolved(config.recipe.batch_size))
     num_evaluations = -(-epochs // config.launch.eval_every)
     return CompiledRun(
         parameter_bytes=parameter_bytes,
@@ -230,6 +193,72 @@ def compile_run(config: TrainConfig, shapes: RowShapes, topology: Topology) -> C
         num_evaluations=num_evaluations,
         run_seconds=epochs * steps_per_epoch * training.seconds.estimate
         + num_evaluations * evaluation.seconds.estimate,
+    )
+
+
+def compile_training(config: TrainConfig, shapes: RowShapes, topology: Topology) -> Program:
+    """Compiles the steps alone, as `compile_run`; the cost is of one of them."""
+    recipe = config.recipe
+    placement = Placement(topology.devices, config.launch.parallel)
+    batch_size = resolved(recipe.batch_size)
+    placement.check_batch_size(batch_size)
+    with _as_in_a_run():
+        run_steps = compile_run_steps(
+            build_train_step(recipe, shapes.num_classes, placement),
+            shapes.num_train,
+            batch_size=batch_size,
+            placement=placement,
+        )
+        return _compiled(
+            lambda: run_steps.lower(
+                placement.shard_shapes(shapes.batch(shapes.num_train), shapes.num_train),
+                jax.eval_shape(lambda: run_keys(recipe.seed)),
+                _state_shapes(config, shapes),
+                _shape((), jnp.int32),
+            ),
+            topology.accelerator,
+            recipe.precision,
+            of_main_loop=True,
+        )
+
+
+def compile_evaluation(config: TrainConfig, shapes: RowShapes, topology: Topology) -> Program:
+    """Compiles the report on the test rows alone, as `compile_run`."""
+    test = shapes.batch(shapes.num_test)
+    with _as_in_a_run():
+        return _compiled(
+            lambda: lower_evaluate(
+                build_model(config.recipe, shapes.num_classes),
+                _state_shapes(config, shapes).params,
+                (test.audio, test.visual, test.labels),
+                Placement(topology.devices, config.launch.parallel),
+                similarity=config.recipe.similarity,
+            ),
+            topology.accelerator,
+            config.recipe.precision,
+        )
+
+
+def compile_function(function: Any, shapes: Any, topology: Topology) -> Program:
+    """Compiles a function of arrays for the first device of a topology.
+
+    Args:
+      function: of arrays, to arrays.
+      shapes: its arguments as `jax.ShapeDtypeStruct`.
+      topology: from `find_topology`.
+    """
+    here = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    jitted = jax.jit(function, in_shardings=here, out_shardings=here)
+    with _as_in_a_run():
+        return _compiled(lambda: jitted.lower(*shapes), topology.accelerator, "float32")
+
+
+def _state_shapes(config: TrainConfig, shapes: RowShapes) -> TrainState:
+    standardization = identity_standardization(shapes.audio_dim, shapes.visual_dim)
+    return jax.eval_shape(
+        lambda: init_state(
+            config.recipe, num_classes=shapes.num_classes, standardization=standardization
+        )
     )
 
 
