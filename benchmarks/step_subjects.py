@@ -191,7 +191,7 @@ def make_peer_steps(
     ours = _our_loss(params, Batch(*(array[first] for array in data)), config, loss.reduction)
     off = abs(theirs - ours) / abs(ours)
     if off > _TOLERANCE:
-        raise side_by_side.NotRunError(f"its loss at step 0 is {theirs:.6g}, ours {ours:.6g}")
+        raise ValueError(f"its loss at step 0 is {theirs:.6g}, ours {ours:.6g}")
     checked(off)
     return torch_training.make_steps(
         towers,
