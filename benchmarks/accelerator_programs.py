@@ -22,6 +22,10 @@ from benchmarks.clips import make_clips
 _TRIPLET = "AA triplet"
 _TOLERANCE = 1e-5
 _BESIDE_PRODUCT = "× matrix product"
+_COST_COLUMNS = (
+    *("launches", "GFLOP", "MiB moved", "scratch MiB"),
+    *("at least ms", "by", "share of roofline"),
+)
 
 
 def measure_losses(bench: Bench) -> Findings:
@@ -31,12 +35,31 @@ def measure_losses(bench: Bench) -> Findings:
     (product,), failures = bench.measure([_product_subject(sizes.product)])
     product_rate = None if product.reason else _rate(product, sizes.product)
     rows, times, left_out = [], {}, []
-    for loss in bench.in_time(sizes.losses, left_out):
+
+    def attempt(what: str, function: Callable[[], Any]) -> Any:
+        """The function's value; None, and a line among the failures, where it raises."""
         try:
-            row, times[loss] = _step_of_loss(bench, loss, data, product_rate)
-            rows.append(row)
+            return function()
         except Exception as error:  # one loss's failure is not the end of the others
-            failures.append(f"{loss}: {type(error).__name__}: {one_line(error)}")
+            failures.append(f"{what}: {type(error).__name__}: {one_line(error)}")
+
+    for loss in bench.in_time(sizes.losses, left_out):
+        timed = attempt(loss, functools.partial(_timed_step, bench, loss, data))
+        if timed is None:
+            continue
+        recipe, executable, result = timed
+        times[loss] = result.wall
+        speed = step_subjects.dense_flops(recipe, sizes.batch_size) / result.wall
+        cost = functools.partial(_cost_of_step, bench, recipe, executable, result.wall)
+        rows.append(
+            [
+                loss,
+                *_milliseconds(result),
+                round(sizes.batch_size / result.wall),
+                None if product_rate is None else speed / product_rate,
+                *(attempt(f"cost of {loss}", cost) or [None] * len(_COST_COLUMNS)),
+            ]
+        )
     notes = [
         f"`{_BESIDE_PRODUCT}`: arithmetic of the towers' products a second, in parts of that of "
         f"one product of {sizes.product} × {sizes.product} in float32 on this device.",
@@ -49,10 +72,7 @@ def measure_losses(bench: Bench) -> Findings:
         notes.append(f"No peaks are known of a {bench.device.device_kind}: there is no roofline.")
     if left_out:
         notes.append(f"Left out for want of time: {', '.join(left_out)}.")
-    columns = [
-        *("loss", "ms a step", "min", "max", "samples/s", "launches", "GFLOP", "MiB moved"),
-        *("scratch MiB", _BESIDE_PRODUCT, "at least ms", "by", "share of roofline"),
-    ]
+    columns = ["loss", "ms a step", "min", "max", "samples/s", _BESIDE_PRODUCT, *_COST_COLUMNS]
     words = f"{_range(times)} a step at batch {sizes.batch_size}"
     if shares := [row[-1] for row in rows if row[-1] is not None]:
         words += f", {min(shares):.0%} to {max(shares):.0%} of the roofline"
@@ -65,18 +85,11 @@ def measure_losses(bench: Bench) -> Findings:
     )
 
 
-def _step_of_loss(
-    bench: Bench, loss: str, data: Batch, product_rate: float | None
-) -> tuple[list[Cell], float]:
-    """The row of a loss, and the seconds of its step.
-
-    Args:
-      bench: where to measure.
-      loss: its name.
-      data: training rows.
-      product_rate: floating-point operations a second of a large matrix product, if known.
-    """
-    size, steps, accelerator = bench.sizes.batch_size, bench.sizes.steps, bench.accelerator
+def _timed_step(
+    bench: Bench, loss: str, data: Batch
+) -> tuple[RecipeConfig, jax.stages.Compiled, side_by_side.Result]:
+    """The default recipe with a loss, its steps as compiled, and their times."""
+    size, steps = bench.sizes.batch_size, bench.sizes.steps
     recipe = RecipeConfig(
         loss=loss, hidden_sizes=bench.sizes.hidden_sizes, deterministic=bench.deterministic
     )
@@ -85,31 +98,30 @@ def _step_of_loss(
     (result,), failures = bench.measure([subject])
     if failures:
         raise RuntimeError(result.reason)
-    module = hlo_text.parse(run.executable.as_text())
+    return recipe, run.executable, result
+
+
+def _cost_of_step(
+    bench: Bench, recipe: RecipeConfig, executable: jax.stages.Compiled, seconds: float
+) -> list[Cell]:
+    """The cells of `_COST_COLUMNS` of a step that takes so many seconds."""
+    module = hlo_text.parse(executable.as_text())
     loop = hlo_text.main_loop(module)
     cost = hlo_text.cost(module, None if loop is None else loop.called)
     bound = limit = share = None
-    if accelerator is not None:
-        limits = seconds_of(cost, accelerator, recipe.precision)._asdict()
+    if bench.accelerator is not None:
+        limits = seconds_of(cost, bench.accelerator, recipe.precision)._asdict()
         limit = max(limits, key=lambda name: limits[name])
-        bound, share = 1e3 * limits[limit], limits[limit] / result.wall
-    beside_product = None
-    if product_rate is not None:
-        beside_product = step_subjects.dense_flops(recipe, size) / result.wall / product_rate
-    cells = [
-        loss,
-        *_milliseconds(result),
-        round(size / result.wall),
+        bound, share = 1e3 * limits[limit], limits[limit] / seconds
+    return [
         cost.launches,
         (cost.matrix_flop + cost.other_flop) / 1e9,
         cost.bytes / 2**20,
-        run.executable.memory_analysis().temp_size_in_bytes / 2**20,
-        beside_product,
+        executable.memory_analysis().temp_size_in_bytes / 2**20,
         bound,
         limit,
         share,
     ]
-    return cells, result.wall
 
 
 def measure_peers(bench: Bench) -> Findings:
@@ -194,9 +206,9 @@ def measure_evaluation(bench: Bench) -> Findings:
     there = aadml_jax.average_precision(scores, relevance, reduce_fn=None)
     here = _average_precision(np.asarray(scores), np.asarray(relevance))
     off = float(np.max(np.abs(np.asarray(there) - here)))
-    failures = (
-        [f"average precision is {off:.1e} from that of NumPy"] if not off <= _TOLERANCE else []
-    )
+    failures = []
+    if not off <= _TOLERANCE:  # nor is a NaN
+        failures.append(f"average precision is {off:.1e} from that of NumPy")
     shown = first_seconds if seconds is None else seconds
     rows = [[direction, value] for direction, value in maps.items()]
     return Findings(

@@ -29,7 +29,7 @@ from experiments import command_line
 _FEW = SyntheticSpec(num_classes=3, audio_dim=8, visual_dim=12, train_size=20, test_size=10)
 TINY = dataclasses.replace(
     SMOKE,
-    losses=("contrastive", "proxy_anchor"),
+    losses=("contrastive",),
     hidden_sizes=(4,),
     batch_size=10,
     batch_sizes=(10,),
@@ -97,7 +97,7 @@ def test_every_part_runs_on_a_cpu_and_both_files_tell_of_it(tmp_path, monkeypatc
     parts = {name: part["numbers"] for name, part in numbers["parts"].items()}
     assert parts["whole_run"]["steps"] == 4 * (20 // 10)
     assert parts["whole_run"]["seconds"] > 0
-    assert parts["losses"]["seconds_per_step"].keys() == {"contrastive", "proxy_anchor"}
+    assert parts["losses"]["seconds_per_step"].keys() == {"contrastive"}
     assert parts["determinism"]["same_log"] and parts["determinism"]["same_parameters"]
     assert parts["checkpoints"]["distances"] == dict.fromkeys(
         ("CPU throughout", "device throughout", "CPU, then device", "device, then CPU"), 0
@@ -269,6 +269,25 @@ def test_a_ranking_that_is_wrong_is_a_failure(bench, monkeypatch):
     assert "from that of NumPy" in failure
 
 
+def test_a_cost_that_cannot_be_read_leaves_the_times(bench, monkeypatch):
+    monkeypatch.setattr(accelerator_programs.hlo_text, "parse", lambda text: fail(bench))
+    found = accelerator_programs.measure_losses(bench)
+    assert found.failures == ["cost of contrastive: ValueError: it broke on two lines"]
+    (row,) = found.tables[0].rows
+    assert row[1] == pytest.approx(1e3 * found.numbers["seconds_per_step"]["contrastive"])
+    assert row[-1] is None
+
+
+def test_the_share_of_the_roofline_is_the_bound_by_the_measured_time(bench, monkeypatch):
+    bench.device = device(device_kind="NVIDIA H100 80GB HBM3", platform="gpu")
+    cost = accelerator_programs.hlo_text.Cost(launches=50)
+    monkeypatch.setattr(accelerator_programs.hlo_text, "cost", lambda module, name: cost)
+    (row,) = accelerator_programs.measure_losses(bench).tables[0].rows
+    # 50 launches of 2 µs
+    assert row[-3:-1] == (pytest.approx(0.1), "launches")
+    assert row[-1] == pytest.approx(0.1 / row[1])
+
+
 def test_a_loss_that_cannot_be_compiled_leaves_the_others(bench, monkeypatch):
     make = step_subjects.OurSteps
 
@@ -278,6 +297,7 @@ def test_a_loss_that_cannot_be_compiled_leaves_the_others(bench, monkeypatch):
         return make(recipe, *args)
 
     monkeypatch.setattr(step_subjects, "OurSteps", of_recipe)
+    bench.sizes = dataclasses.replace(TINY, losses=("contrastive", "proxy_anchor"))
     found = accelerator_programs.measure_losses(bench)
     assert found.failures == ["contrastive: RuntimeError: out of memory"]
     assert found.numbers["seconds_per_step"].keys() == {"proxy_anchor"}
