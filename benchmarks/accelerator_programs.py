@@ -65,8 +65,9 @@ def measure_losses(bench: Bench) -> Findings:
         f"one product of {sizes.product} × {sizes.product} in float32 on this device.",
         "`at least ms` is the largest of the lower bounds by arithmetic, by memory traffic and, on "
         "a GPU, by launches of 2 µs (on a TPU, by the compiler's cycles); the share of the "
-        "roofline is that bound in parts of the measured time. Loops of unknown turns count as one "
-        "turn.",
+        "roofline is that bound in parts of the measured time. A GPU's bound by arithmetic is that "
+        "of TF32, which products at HIGHEST, as the towers' are, cannot reach. Loops of unknown "
+        "turns count as one turn.",
     ]
     if bench.accelerator is None:
         notes.append(f"No peaks are known of a {bench.device.device_kind}: there is no roofline.")
