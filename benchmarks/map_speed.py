@@ -36,6 +36,7 @@ from absl import flags
 import aadml_jax
 from aadml_jax.errors import UserError
 from benchmarks import side_by_side
+from benchmarks.clips import NUM_CLASSES, make_clips
 from experiments import command_line
 
 side_by_side.define_flags(rounds=5)
@@ -53,8 +54,6 @@ _CHECKED = flags.DEFINE_integer(
 _REPORT_ONLY = flags.DEFINE_bool(
     "report_only", False, "run the report once and print its peak of memory, for sizes of 100,000"
 )
-_CLASSES = 10
-_NOISE = 0.35
 _BLOCK = 1024
 _NUMPY_BLOCK = 256
 _TOLERANCE = 1e-6
@@ -62,18 +61,6 @@ _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 # (queries [Q, D], gallery [M, D], query labels [Q], gallery labels [M]) -> MAP.
 MeanAveragePrecision = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]
-
-
-def make_clips(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embeddings of both modalities [N, 10], float32, and labels [N].
-
-    The shares of the classes run from 0.05 to 0.15, so that chance is at 0.11, as on VEGAS.
-    """
-    rng = np.random.default_rng(0)
-    shares = np.linspace(0.052, 0.148, _CLASSES)
-    labels = rng.choice(_CLASSES, size, p=shares / shares.sum()).astype(np.int32)
-    sides = np.eye(_CLASSES)[labels] + _NOISE * rng.standard_normal((2, size, _CLASSES))
-    return *sides.astype(np.float32), labels
 
 
 def _unit_rows(embeddings: np.ndarray) -> np.ndarray:
@@ -360,7 +347,7 @@ def measure_size(size: int, *, has_peers: bool) -> None:
     chance = float(np.sum(np.square(np.bincount(clips[2]) / size)))
     checked = min(_CHECKED.value, size)
     print(
-        f"\n{size:,} clips, {2 * size:,} queries, {_CLASSES} classes, chance {chance:.3f}. "
+        f"\n{size:,} clips, {2 * size:,} queries, {NUM_CLASSES} classes, chance {chance:.3f}. "
         f'"off by": absolute, from a double loop in\nfloat64 on {2 * checked} queries; the report: '
         "from average_precision on all."
     )

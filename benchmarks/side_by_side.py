@@ -150,17 +150,19 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 1] + "…"
 
 
-def _warm_up(result: Result, limit: float) -> tuple[Callable[[], object], int] | None:
+def _warm_up(
+    result: Result, limit: float, memory_gib: float
+) -> tuple[Callable[[], object], int] | None:
     """Prepares and calls a subject; None if there is nothing (more) to measure.
 
     Returns:
       The call, and how often it is to be repeated within one measurement.
     """
     subject = result.subject
-    if subject.needs_bytes > flags.FLAGS.memory_limit_gib * _GIB:
+    if subject.needs_bytes > memory_gib * _GIB:
         result.reason = (
-            f"not run: needs {format_bytes(subject.needs_bytes)}, above --memory_limit_gib="
-            f"{flags.FLAGS.memory_limit_gib:g}"
+            f"not run: needs {format_bytes(subject.needs_bytes)}, above the limit of "
+            f"{memory_gib:g} GiB"
         )
         return None
     try:
@@ -177,22 +179,32 @@ def _warm_up(result: Result, limit: float) -> tuple[Callable[[], object], int] |
     return run, min(_MOST_REPEATS, math.ceil(_SHORTEST_SECONDS / again))
 
 
-def measure(subjects: Sequence[Subject], *, rounds: int | None = None) -> list[Result]:
+def measure(
+    subjects: Sequence[Subject],
+    *,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    memory_gib: float | None = None,
+) -> list[Result]:
     """Times all subjects in turn, after a warm-up of each.
 
     Args:
       subjects: what to measure.
       rounds: how often; default --rounds.
+      seconds: a subject that has used up this time gets no further round; default
+        --seconds_per_subject.
+      memory_gib: a subject that by arithmetic needs more is not run; default --memory_limit_gib.
 
     Returns:
       One result per subject, in their order.
     """
     rounds = flags.FLAGS.rounds if rounds is None else rounds
-    limit = flags.FLAGS.seconds_per_subject
+    limit = flags.FLAGS.seconds_per_subject if seconds is None else seconds
+    memory_gib = flags.FLAGS.memory_limit_gib if memory_gib is None else memory_gib
     results = [Result(subject) for subject in subjects]
     running = []
     for result in results:
-        if (call := _warm_up(result, limit)) is not None:
+        if (call := _warm_up(result, limit, memory_gib)) is not None:
             running.append((result, *call))
         gc.collect()
     for number in range(rounds):
@@ -265,7 +277,8 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the machine's CPU."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
         for line in lines:
             if line.startswith("model name"):
@@ -304,7 +317,7 @@ def session(peers: types.ModuleType | None) -> Iterator[None]:
             with contextlib.suppress(metadata.PackageNotFoundError):
                 libraries[package] = metadata.version(package)
     print(
-        f"machine:  {platform.system()} {platform.machine()}, {_processor()}, {cores()} core(s); "
+        f"machine:  {platform.system()} {platform.machine()}, {processor()}, {cores()} core(s); "
         f"JAX on {len(devices)} × {devices[0].device_kind}"
     )
     print(f"threads:  {'; '.join(settings)}")

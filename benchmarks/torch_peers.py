@@ -68,9 +68,10 @@ class Pairs:
         """Int64 [R, most positives]: each anchor's positives, filled up with M."""
         rows, columns = self.same.nonzero(as_tuple=True)
         counts = self.num_positives[:, 0]
-        places = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+        places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         shape = (len(counts), int(counts.max()))
-        return torch.full(shape, self.same.shape[1]).index_put_((rows, places), columns)
+        filling = torch.full(shape, self.same.shape[1], device=rows.device)
+        return filling.index_put_((rows, places), columns)
 
 
 def cosine_distance(anchors: Tensor, references: Tensor) -> Tensor:
@@ -85,7 +86,8 @@ def anchor_aware_proxies(embeddings: Tensor, same: Tensor, num_neighbors: int = 
         candidates = (unit @ unit.T).masked_fill_(~same, -math.inf).fill_diagonal_(-math.inf)
         correlation, others = candidates.topk(num_neighbors - 1, dim=1)
         is_missing = F.pad(correlation == -math.inf, (1, 0))
-        neighbors = torch.cat([torch.arange(len(embeddings))[:, None], others], 1)
+        own = torch.arange(len(embeddings), device=embeddings.device)
+        neighbors = torch.cat([own[:, None], others], 1)
     values = F.embedding(neighbors, embeddings)
     logits = (values @ embeddings[:, :, None])[:, :, 0] / math.sqrt(embeddings.shape[1])
     weights = logits.masked_fill(is_missing, -math.inf).softmax(1)
@@ -118,7 +120,7 @@ class _HingesByArgsort(torch.autograd.Function):
         keys, order = torch.where(pairs.same, distances + margin, distances).sort(1)
         is_positive = pairs.same.gather(1, order)
         positives = is_positive.cumsum(1, dtype=torch.int32)
-        places = torch.arange(1, keys.shape[1] + 1, dtype=torch.int32)
+        places = torch.arange(1, keys.shape[1] + 1, dtype=torch.int32, device=keys.device)
         total = pairs.num_positives.to(torch.int32)
         counts = torch.where(is_positive, places - positives, positives - total)
         weights = counts.to(keys.dtype).div_(_triplets_per_anchor(pairs, keys.dtype))
@@ -147,7 +149,7 @@ class _HingesBySearch(torch.autograd.Function):
         places = torch.searchsorted(keys, distances)  # positives below each negative
         most = keys.shape[1]
         bins = torch.where(pairs.same, most, places)
-        ones = torch.ones((), dtype=keys.dtype).expand_as(distances)
+        ones = torch.ones((), dtype=keys.dtype, device=keys.device).expand_as(distances)
         counts = keys.new_zeros(len(keys), most + 1).scatter_add_(1, bins, ones)
         counts = counts[:, :most].cumsum(1)
         counts = torch.empty_like(counts).scatter_(1, order, counts)

@@ -115,5 +115,7 @@ def make_steps(
         order = orders[epoch % len(orders)]
         epoch += 1
         losses = sum(step(rows) for rows in order[: num_steps * batch_size].split(batch_size))
+        if order.is_cuda:
+            torch.cuda.synchronize()
 
     return run

@@ -9,32 +9,27 @@ product in both libraries. The faster of the two products is the peak of what th
 which the towers' matrix products reach a share. The last row is a call of no steps: all that the
 host does for a call, and the shuffling. A second table does the same with epochs of 22,482 rows.
 
-Both sides take the same data in the same order. Before a peer is timed, its objective at our
-initial parameters, with dropout off, must equal ours.
+How both sides are made comparable, see `benchmarks.step_subjects`.
 """
 
 import dataclasses
 import functools
-import itertools
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
-from aadml_jax.data import FeatureStandardization
 from aadml_jax.errors import UserError
 from aadml_jax.training.config import RecipeConfig
-from aadml_jax.training.state import (
-    TrainState,
-    build_model,
-    init_state,
-    run_keys,
+from benchmarks import side_by_side
+from benchmarks.step_subjects import (
+    OURS,
+    OurSteps,
+    dense_flops,
+    make_data,
+    make_peer_product,
+    make_product,
+    subjects_of_steps,
 )
-from aadml_jax.training.step import Batch, build_train_step, epoch_order, make_run_steps
-from benchmarks import our_losses, side_by_side
 from experiments import command_line
 
 side_by_side.define_flags(rounds=9)
@@ -50,222 +45,9 @@ _TORCH_COMPILE = flags.DEFINE_bool(
     "measure torch.compile as well (a minute of compilation, a C++ compiler)",
 )
 _STEPS = 10
-_AUDIO_DIM, _VISUAL_DIM, _CLASSES = 128, 1024, 10
 _PEAK_SIZE = 2048
-_TOLERANCE = 1e-4
 _PRODUCTS = ("matrix product", "PyTorch: matrix product")
 _NO_STEPS = "aadml_jax: a call of no steps"
-
-# The losses' parameters are fixed here: the peers' are, and defaults may move.
-_TRIPLET = RecipeConfig(loss="triplet", margin=1.0)
-_PLAIN = dataclasses.replace(_TRIPLET, anchor_aware=False)
-_OURS = {
-    "AA triplet": _TRIPLET,
-    "plain triplet": _PLAIN,
-    "plain contrastive": dataclasses.replace(_PLAIN, loss="contrastive"),
-    "plain multi-similarity": dataclasses.replace(
-        _PLAIN,
-        loss="multi_similarity",
-        margin=None,
-        loss_parameters={"alpha": 2.0, "beta": 50.0, "base": 0.5},
-    ),
-}
-# Row, what of ours it equals, and its place in `torch_peers.LOSSES` of that loss.
-_PEERS = (
-    ("PyTorch: AA triplet, sorted positives", "AA triplet", 0),
-    ("PyTorch: AA triplet, one argsort", "AA triplet", 1),
-    ("PyTorch: plain triplet, sorted positives", "plain triplet", 0),
-    ("PyTorch: plain triplet, one argsort", "plain triplet", 1),
-    ("PyTorch: plain triplet, PML", "plain triplet", 2),
-    ("PyTorch: plain contrastive", "plain contrastive", 0),
-    ("PyTorch: plain contrastive, PML", "plain contrastive", 1),
-    ("PyTorch: plain multi-similarity, PML", "plain multi-similarity", 0),
-)
-_COMPILED_PEER = ("PyTorch: AA triplet, one argsort, compiled", "AA triplet", 1)
-
-
-def dense_flops(config: RecipeConfig, batch_size: int) -> float:
-    """Floating-point operations of the towers' matrix products in one step.
-
-    Each layer multiplies once forward and twice backward, except that the first needs no derivative
-    by its input.
-    """
-    flops = 0.0
-    for features in (_AUDIO_DIM, _VISUAL_DIM):
-        sizes = (features, *config.hidden_sizes, _CLASSES)
-        for layer, (rows, columns) in enumerate(itertools.pairwise(sizes)):
-            flops += (2 if layer == 0 else 3) * 2.0 * batch_size * rows * columns
-    return flops
-
-
-def make_data(rows: int) -> Batch:
-    """Random rows, in NumPy: JAX and PyTorch take them from there."""
-    rng = np.random.default_rng(0)
-    return Batch(
-        rng.standard_normal((rows, _AUDIO_DIM)).astype(np.float32),
-        rng.standard_normal((rows, _VISUAL_DIM)).astype(np.float32),
-        rng.integers(0, _CLASSES, rows, dtype=np.int32),
-    )
-
-
-def make_state(config: RecipeConfig) -> TrainState:
-    """The state before the first step."""
-    identity = FeatureStandardization(
-        np.zeros(_AUDIO_DIM), np.ones(_AUDIO_DIM), np.zeros(_VISUAL_DIM), np.ones(_VISUAL_DIM)
-    )
-    return init_state(config, num_classes=_CLASSES, standardization=identity)
-
-
-def make_steps(config: RecipeConfig, data: Batch, batch_size: int, steps: int) -> Callable:
-    """A function that trains `steps` steps, at most an epoch."""
-    state = [make_state(config)]
-    step = build_train_step(config, _CLASSES)
-    data = Batch(*map(jnp.asarray, data))
-    run_steps = make_run_steps(step, data, batch_size=batch_size, keys=run_keys(config.seed))
-
-    def run() -> None:
-        state[0] = run_steps(state[0], steps)
-        jax.block_until_ready(state[0])
-
-    return run
-
-
-def make_product() -> Callable[[], object]:
-    """A function that multiplies two large matrices."""
-    random = np.random.default_rng(0)
-    a, b = jax.device_put(random.normal(size=(2, _PEAK_SIZE, _PEAK_SIZE)).astype(np.float32))
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST))
-    return lambda: jax.block_until_ready(product(a, b))
-
-
-def make_peer_product() -> Callable[[], object]:
-    """The same in PyTorch."""
-    import torch
-
-    a, b = torch.randn(2, _PEAK_SIZE, _PEAK_SIZE)
-    return lambda: torch.mm(a, b)
-
-
-def _our_loss(params: dict, batch: Batch, config: RecipeConfig, reduction: str) -> float:
-    """The objective without dropout, its metric loss reduced as a peer does it."""
-    outputs = build_model(config, _CLASSES).apply({"params": params}, batch.audio, batch.visual)
-    loss, parts = config.objective()(*outputs, batch.labels)
-    if reduction == "anchors":
-        return float(loss)
-    metric_loss = our_losses.both_directions(config.loss, reduction=reduction)
-    return float(parts["label_loss"] + metric_loss(*outputs, jnp.asarray(batch.labels)))
-
-
-def _orders(rows: int, seed: int, epochs: int = 4) -> list[np.ndarray]:
-    """The order of the rows in our first epochs."""
-    keys = run_keys(seed)
-    return [np.array(epoch_order(keys, jnp.int32(epoch), rows)) for epoch in range(epochs)]
-
-
-def make_peer_steps(
-    losses: Mapping[str, Sequence],
-    config: RecipeConfig,
-    place: int,
-    data: Batch,
-    batch_size: int,
-    checked: Callable[[float], None],
-    *,
-    is_compiled: bool = False,
-) -> Callable[[], None]:
-    """A function that trains an epoch in PyTorch, once its objective has been checked.
-
-    Args:
-      losses: `torch_peers.LOSSES`.
-      config: what of ours it equals.
-      place: of the loss in `losses[config.loss]`.
-      data: training rows.
-      batch_size: rows per step.
-      checked: is called with the relative difference of the objectives at step 0.
-      is_compiled: whether towers and objective go through `torch.compile`.
-    """
-    import torch
-
-    from benchmarks import torch_training
-
-    params = make_state(config).params
-    loss = losses[config.loss][place]
-    objective = torch_training.Objective(loss, config.anchor_aware)
-    towers = tuple(
-        torch_training.Tower(features, config.hidden_sizes, _CLASSES, config.dropout)
-        for features in (_AUDIO_DIM, _VISUAL_DIM)
-    )
-    for tower, side in zip(towers, ("audio", "visual"), strict=True):
-        tower.copy_from(params[side])
-    tensors = tuple(map(torch.from_numpy, (*data[:2], data.labels.astype(np.int64))))
-    orders = _orders(len(data.labels), config.seed)
-
-    first = orders[0][:batch_size]
-    with torch_training.without_dropout(towers):
-        outputs = [tower(array[first]) for tower, array in zip(towers, tensors, strict=False)]
-        theirs = float(objective(*outputs, tensors[2][first]))
-    ours = _our_loss(params, Batch(*(array[first] for array in data)), config, loss.reduction)
-    off = abs(theirs - ours) / abs(ours)
-    if off > _TOLERANCE:
-        raise side_by_side.NotRunError(f"its loss at step 0 is {theirs:.6g}, ours {ours:.6g}")
-    checked(off)
-    return torch_training.make_steps(
-        towers,
-        objective,
-        tensors,
-        [torch.from_numpy(order) for order in orders],
-        batch_size=batch_size,
-        learning_rate=config.learning_rate,
-        is_compiled=is_compiled,
-    )
-
-
-def subjects_of_steps(
-    peers: types.ModuleType | None, batch_size: int, steps: int, rows: int, differences: dict
-) -> list[side_by_side.Subject]:
-    """Our training and the peers', `steps` steps a call on `rows` rows.
-
-    Args:
-      peers: the module `torch_peers`, or None.
-      batch_size: rows per step.
-      steps: of a call, an epoch's.
-      rows: of the data.
-      differences: gets each peer's relative difference at step 0.
-    """
-    data = make_data(rows)
-    subjects = [
-        side_by_side.Subject(
-            f"aadml_jax: {name}",
-            functools.partial(make_steps, config, data, batch_size, steps),
-            units=steps,
-            compiles=True,
-        )
-        for name, config in _OURS.items()
-    ]
-    entries = (*_PEERS, _COMPILED_PEER) if _TORCH_COMPILE.value else _PEERS
-    for name, ours, place in entries if peers else ():
-        config = _OURS[ours]
-        counts = np.bincount(data.labels[:batch_size], minlength=_CLASSES)
-        subjects.append(
-            side_by_side.Subject(
-                name,
-                functools.partial(
-                    make_peer_steps,
-                    peers.LOSSES,
-                    config,
-                    place,
-                    data,
-                    batch_size,
-                    functools.partial(differences.__setitem__, name),
-                    is_compiled=name == _COMPILED_PEER[0],
-                ),
-                units=steps,
-                compiles=name == _COMPILED_PEER[0],
-                # Both directions are held until the backward pass.
-                needs_bytes=2 * peers.LOSSES[config.loss][place].bytes_built(counts),
-                note=peers.LOSSES[config.loss][place].note,
-            )
-        )
-    return subjects
 
 
 def _print_steps(
@@ -300,12 +82,21 @@ def main() -> None:
     peers = side_by_side.load_peers("torch_peers")
     with side_by_side.session(peers):
         differences: dict[str, float] = {}
-        subjects = [side_by_side.Subject(_PRODUCTS[0], make_product)]
-        if peers:
-            subjects.append(side_by_side.Subject(_PRODUCTS[1], make_peer_product))
-        subjects += subjects_of_steps(peers, batch_size, _STEPS, _STEPS * batch_size, differences)
+        makers = (make_product, make_peer_product) if peers else (make_product,)
+        subjects = [
+            side_by_side.Subject(name, functools.partial(make, _PEAK_SIZE))
+            for name, make in zip(_PRODUCTS, makers, strict=False)
+        ]
+        of_steps = functools.partial(
+            subjects_of_steps,
+            peers,
+            batch_size,
+            differences=differences,
+            with_torch_compile=_TORCH_COMPILE.value,
+        )
+        subjects += of_steps(_STEPS, _STEPS * batch_size)
         data = make_data(_EPOCH_ROWS.value)
-        no_steps = functools.partial(make_steps, next(iter(_OURS.values())), data, batch_size, 0)
+        no_steps = functools.partial(OurSteps, next(iter(OURS.values())), data, batch_size, 0)
         subjects.append(side_by_side.Subject(_NO_STEPS, no_steps, compiles=True))
         results = side_by_side.measure(subjects)
         print()
@@ -320,7 +111,7 @@ def main() -> None:
         if not _EPOCH_ROUNDS.value:
             return
         steps = _EPOCH_ROWS.value // batch_size
-        subjects = subjects_of_steps(peers, batch_size, steps, _EPOCH_ROWS.value, differences)
+        subjects = of_steps(steps, _EPOCH_ROWS.value)
         results = side_by_side.measure(subjects, rounds=_EPOCH_ROUNDS.value)
         table = side_by_side.Table(
             (f"epoch of {steps} steps", -42),
