@@ -22,6 +22,8 @@ OBJECTIVE = {
     "label_weight": 1.0,
     "metric_weight": 1.0,
     "axis_name": None,
+    "stacked": False,
+    "block_size": None,
 }
 # name: the positional arrays, then the keyword-only parameters with their defaults
 CONTRACT = {

@@ -314,7 +314,7 @@ def seconds_of(cost: Cost, accelerator: Accelerator, precision: str) -> Seconds:
     Args:
       cost: of the program.
       accelerator: on which it runs.
-      precision: of the towers, `"float32"` or `"bfloat16"`.
+      precision: of the towers, see `PRECISIONS`.
     """
     is_tpu = accelerator.platform == "tpu"
     peak = accelerator.bfloat16_flop if precision == "bfloat16" else accelerator.float32_flop

@@ -19,6 +19,7 @@ from aadml_jax._version import __version__
 from aadml_jax.anchor_aware import ATTENTIONS
 from aadml_jax.data import DATASETS, NUM_FOLDS, dataset_spec
 from aadml_jax.errors import UserError
+from aadml_jax.models import PRECISIONS
 from aadml_jax.objective import (
     NEIGHBORS_FROM,
     PROXY_ROLES,
@@ -192,8 +193,8 @@ class RecipeConfig:
     precision: str = setting(
         "float32",
         "type of the towers' matrix products; parameters, losses, graph and metrics stay in "
-        "float32",
-        choices=("float32", "bfloat16"),
+        "float32. float32_high makes each of three products of narrower numbers on accelerators",
+        choices=PRECISIONS,
     )
     learning_rate: float = setting(1e-4, "learning rate of Adam", bounds=POSITIVE)
     weight_decay: float = setting(

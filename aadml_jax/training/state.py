@@ -10,7 +10,7 @@ import optax
 from aadml_jax._arrays import Array
 from aadml_jax._random import fixed_generator, seed_key
 from aadml_jax.data import FeatureStandardization
-from aadml_jax.models import TwoTowers, fixed_draws
+from aadml_jax.models import PRECISIONS, TwoTowers, fixed_draws
 from aadml_jax.training.config import RecipeConfig
 
 
@@ -59,7 +59,7 @@ def build_model(recipe: RecipeConfig, num_classes: int) -> TwoTowers:
         num_classes=num_classes,
         hidden_sizes=recipe.hidden_sizes,
         dropout_rate=recipe.dropout,
-        dtype=jnp.dtype(recipe.precision),
+        **PRECISIONS[recipe.precision],
     )
 
 

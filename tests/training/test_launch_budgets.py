@@ -23,7 +23,7 @@ NARROW = {"hidden_sizes": (32, 32, 32), "batch_size": 64}
 PARTS = {
     "optimizer": r"while/body/add$|tree_bias_correction",
     "dropout": r"threefry|epoch_order|/ge$|/and$|jvp\(\)/add$",
-    "towers": r"TwoTowers|bi,io->bo|tbi,tio->tbo|jvp\(\)/(stack|mul|select)|jvp\(jit\(_where\)\)",
+    "towers": r"TwoTowers|towers|jvp\(\)/(stack|mul|select)|jvp\(jit\(_where\)\)",
     "graph and proxies": r"_highest|rd,rkd|rk,rkd|rkn,nd|_attend",
     "triplets": r"_violations",
     "rows of the batch": r"while/body/(gather|dynamic_slice|select_n)",
@@ -63,7 +63,7 @@ def test_launches_beyond_a_budget_are_named():
 def test_a_step_on_a_gpu_has_few_launches_and_waits_for_nothing():
     topology = topology_or_skip("h100:1")
     cost = compile_training(resolve(TrainConfig.of(**NARROW), 256), SHAPES, topology).cost
-    budget = dict(zip(PARTS, (16, 2, 19, 5, 2, 4, 41), strict=True))
+    budget = dict(zip(PARTS, (16, 2, 28, 5, 2, 4, 33), strict=True))
     assert sum(budget.values()) <= 90
     check_launches(cost, budget)
     assert (cost.sorts, cost.inner_loops) == (0, 0)
