@@ -13,8 +13,8 @@ from aadml_jax._sharding import split_alike
 
 try:
     _enable_x64 = jax.enable_x64
-except AttributeError:
-    from jax.experimental import enable_x64 as _enable_x64
+except AttributeError:  # JAX 0.7
+    from jax.experimental import enable_x64 as _enable_x64  # pyright: ignore
 
 
 class Groups(NamedTuple):
@@ -130,7 +130,8 @@ def _sorted_galleries(keys: Array, relevant: Array, items: Array) -> tuple[Array
 
 
 def _sort_by_two_keys(keys: Array, places: Array) -> tuple[Array, Array]:
-    return jax.lax.sort((keys, places), dimension=1, is_stable=False, num_keys=2)
+    keys, places = jax.lax.sort((keys, places), dimension=1, is_stable=False, num_keys=2)
+    return keys, places
 
 
 def _sort_packed(keys: Array, places: Array) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import eval_jaxpr
 from jax.custom_derivatives import SymbolicZero
 
 from aadml_jax._arrays import Array, check_count
@@ -99,7 +100,7 @@ def mean_in_row_blocks(
         return jnp.mean(in_row_blocks(fn, anchors, block_size=block_size))
 
     def values_of(captured: list[Array], block: list[Array]) -> Array:
-        return jax.core.eval_jaxpr(traced.jaxpr, captured, *block)[0]
+        return eval_jaxpr(traced.jaxpr, captured, *block)[0]
 
     @jax.custom_jvp
     def mean(captured: list[Array], blocks: list[Array]) -> Array:
@@ -108,8 +109,9 @@ def mean_in_row_blocks(
 
     @functools.partial(mean.defjvp, symbolic_zeros=True)
     def mean_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        captured, blocks = primals
         moves = jax.tree.map(_moves, primals, tangents)
-        values, gradients = _values_and_gradients(values_of, *primals, moves, num_rows)
+        values, gradients = _values_and_gradients(values_of, captured, blocks, moves, num_rows)
         value = jnp.mean(_without_filling(values, num_rows))
 
         def product(gradient: Array, tangent: Array) -> Array:
@@ -128,7 +130,7 @@ def _values_and_gradients(
     moves: tuple[list[bool], list[bool]],
     num_rows: int,
 ) -> tuple[Array, tuple]:
-    """One pass over the blocks.
+    """Values and gradients of all blocks in one pass.
 
     Returns:
       The values [K, block], and the gradients of the mean of the first `num_rows` of them by the
