@@ -45,7 +45,7 @@ from aadml_jax.metrics import (
     recall_at,
 )
 from aadml_jax.objective import AnchorAware, aadml_objective, class_proxy_objective
-from aadml_jax.row_blocks import in_row_blocks
+from aadml_jax.row_blocks import in_row_blocks, mean_in_row_blocks
 from aadml_jax.similarity import (
     cosine_distance,
     cosine_similarity,
@@ -78,6 +78,7 @@ __all__ = [
     "lifted_structure_loss",
     "margin_loss",
     "mean_average_precision",
+    "mean_in_row_blocks",
     "multi_similarity_loss",
     "ntxent_loss",
     "posterior_similarity",

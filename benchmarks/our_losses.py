@@ -43,12 +43,11 @@ def one_direction(name: str, *, reduction: str = "anchors", block_size: int | No
     """
 
     def in_blocks(anchors: jax.Array, references: jax.Array, labels: jax.Array) -> jax.Array:
-        values = aadml_jax.in_row_blocks(
+        return aadml_jax.mean_in_row_blocks(
             lambda block, rows: _per_anchor(name, block, references, labels[rows], labels)[0],
             anchors,
             block_size=block_size,
         )
-        return jnp.mean(values)
 
     def whole(anchors: jax.Array, references: jax.Array, labels: jax.Array) -> jax.Array:
         values, relevance = _per_anchor(name, anchors, references, labels, labels)

@@ -31,14 +31,14 @@ PART_FILLED = aa.update_memory(aa.init_memory(M, D), GALLERY[:7], GALLERY_LABELS
 SMALL = aa.update_memory(aa.init_memory(4, D), GALLERY[:3], GALLERY_LABELS[:3])
 
 
-def blocked(anchors, references, labels, *, block_size):
+def blocked(anchors, references, labels, *, block_size, function=aa.in_row_blocks):
     def of_block(block, rows):
         return aa.triplet_loss(
             aa.cosine_distance(block, references), jnp.asarray(RELEVANCE)[rows], reduce_fn=None
         )
 
     del labels
-    return aa.in_row_blocks(of_block, anchors, block_size=block_size)
+    return function(of_block, anchors, block_size=block_size)
 
 
 METRIC_LOSSES = [n for n in aa.__all__ if n.endswith("_loss") and not n.endswith("label_loss")]
@@ -136,6 +136,10 @@ CASES = {
         )
         for size in (1, 3, 4, 100)
     },
+    "mean_in_row_blocks of 3": (
+        functools.partial(blocked, block_size=3, function=aa.mean_in_row_blocks),
+        (AUDIO, GALLERY, LABELS),
+    ),
     "update_memory": (aa.update_memory, (PART_FILLED, AUDIO, LABELS)),
     "update_memory with more than fits": (
         aa.update_memory,
@@ -168,6 +172,7 @@ COMPILED = {
     "smooth_ap_loss",
     "cross_modal_report, cosine",
     "in_row_blocks of 3",
+    "mean_in_row_blocks of 3",
     "update_memory",
     "aadml_objective, contrastive",
     "class_proxy_objective, proxy_anchor",

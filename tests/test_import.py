@@ -51,6 +51,7 @@ CONTRACT = {
         },
     ),
     "in_row_blocks": (("fn", "anchors"), {"block_size": REQUIRED}),
+    "mean_in_row_blocks": (("fn", "anchors"), {"block_size": REQUIRED}),
     "contrastive_loss": (("distances", "relevance"), {"margin": 1.0} | LOSS),
     "triplet_loss": (("distances", "relevance"), {"margin": 1.0} | LOSS),
     "semihard_triplet_loss": (("distances", "relevance"), {"margin": 1.0} | LOSS),
