@@ -196,9 +196,7 @@ def aadml_objective(
             )
 
         return _mean(
-            mean_in_row_blocks(
-                loss_of_block, (of_source, batch.own_labels, batch.rows), block_size=block_size
-            )
+            _mean_of_blocks(loss_of_block, (of_source, batch.own_labels, batch.rows), block_size)
             for of_source in of_sources
         )
 
@@ -431,6 +429,25 @@ def _references(
     if proxies is None or proxies.role != "both_sides":
         return outputs.whole
     return _proxies(batch, proxies, block_size, outputs, all_rows=True)
+
+
+def _mean_of_blocks(
+    loss: Callable[[Any], Array], anchors: tuple[Array, ...], block_size: int | None
+) -> Array:
+    """`loss(anchors)`, a mean over rows, from the means of blocks and of what is left over."""
+    num_rows = len(anchors[0])
+    if block_size is None or block_size >= num_rows:
+        return loss(anchors)
+    in_blocks = num_rows // block_size * block_size
+    mean = mean_in_row_blocks(
+        lambda block, rows: jnp.broadcast_to(loss(block), rows.shape),
+        tuple(array[:in_blocks] for array in anchors),
+        block_size=block_size,
+    )
+    if in_blocks == num_rows:
+        return mean
+    rest = jax.checkpoint(loss)(tuple(array[in_blocks:] for array in anchors))
+    return (mean * in_blocks + rest * (num_rows - in_blocks)) / num_rows
 
 
 def _sum(values: Iterable[Array]) -> Array:

@@ -23,30 +23,6 @@ def rows_at_once(num_columns: int) -> int:
     return max(1, _ENTRIES_AT_ONCE // max(1, num_columns))
 
 
-def mean_in_row_blocks(fn: Callable[[Any], Array], anchors: Any, *, block_size: int | None) -> Any:
-    """`fn(anchors)`, a mean over the rows, from the means of blocks of rows.
-
-    Args:
-      fn: anchors to a scalar; it may close over other arrays, as in `in_row_blocks`.
-      anchors: pytree of arrays [N, ...], N ≥ 1.
-      block_size: rows per block ≥ 1, static; None for all at once. What no whole block is left for
-        is computed by itself.
-    """
-    num_rows = len(jax.tree.leaves(anchors)[0])
-    if block_size is None or block_size >= num_rows:
-        return fn(anchors)
-    in_blocks = num_rows // block_size * block_size
-    means = in_row_blocks(
-        lambda block, rows: jnp.broadcast_to(fn(block), rows.shape),
-        jax.tree.map(lambda leaf: leaf[:in_blocks], anchors),
-        block_size=block_size,
-    )
-    if in_blocks == num_rows:
-        return jnp.mean(means)
-    rest = jax.checkpoint(fn)(jax.tree.map(lambda leaf: leaf[in_blocks:], anchors))
-    return (jnp.sum(means) + rest * (num_rows - in_blocks)) / num_rows
-
-
 def in_row_blocks(fn: Callable[[Any, Array], Any], anchors: Any, *, block_size: int) -> Any:
     """Computes `fn` block by block along the anchors, with the exact value and gradient.
 

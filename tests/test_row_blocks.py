@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import aadml_jax as aa
-from aadml_jax.row_blocks import mean_in_row_blocks, rows_at_once
+from aadml_jax.row_blocks import rows_at_once
 
 ANCHORS, REFERENCES = oracles.as_float32(
     np.random.default_rng(0).normal(size=(11, 3)), np.random.default_rng(1).normal(size=(6, 3))
@@ -374,21 +374,6 @@ def test_triplet_loss_from_embeddings_stays_within_block_memory(
     embeddings, labels = jnp.zeros((size, dim)), jnp.zeros(size, jnp.int32)
     run = jax.value_and_grad(loss, argnums=(0, 1))
     assert oracles.temporary_bytes(run, embeddings, embeddings, labels) < limit_mib * 2**20
-
-
-@pytest.mark.parametrize("block_size", [1, 4, 11, 40, None])
-def test_a_mean_over_blocks_is_the_mean_of_all_rows(block_size):
-    def mean_loss(block):
-        anchors, rows = block
-        return row_loss(REFERENCES)(anchors, rows).mean()
-
-    def run(anchors):
-        return mean_in_row_blocks(mean_loss, (anchors, jnp.arange(11)), block_size=block_size)
-
-    value, gradient = jax.jit(jax.value_and_grad(run))(ANCHORS)
-    rows = whole_loss(ANCHORS)
-    assert float(value) == pytest.approx(float(np.mean(np.asarray(rows, np.float64))), rel=1e-6)
-    close(gradient, jax.jit(jax.grad(lambda anchors: whole_loss(anchors).mean()))(ANCHORS))
 
 
 def test_blocks_have_fewer_rows_the_longer_these_are():
