@@ -18,7 +18,7 @@ from aadml_jax.training.evaluation import evaluate
 from aadml_jax.training.named_losses import NAMED_LOSSES
 from aadml_jax.training.parallel import Placement, one_device
 from aadml_jax.training.state import build_optimizer, run_keys
-from aadml_jax.training.step import Batch, make_run_steps, make_train_step
+from aadml_jax.training.step import Batch, TrainStep, make_run_steps, make_train_step
 
 MODES = ("jit", "pmap")
 ONE_MODE = ("jit", pytest.param("pmap", marks=pytest.mark.full))
@@ -166,7 +166,7 @@ def test_each_step_draws_the_same_rows(mode):
     state = first_state(config_of("contrastive"))
     state = state._replace(params=jnp.zeros(BATCH_SIZE, jnp.int32), epoch_sums={})
     run = make_run_steps(
-        note,
+        TrainStep(note),
         Batch(numbers, numbers, MULTI_HOT),
         batch_size=BATCH_SIZE,
         keys=run_keys(3),
