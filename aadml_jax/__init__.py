@@ -46,6 +46,7 @@ from aadml_jax.metrics import (
 )
 from aadml_jax.objective import AnchorAware, aadml_objective, class_proxy_objective
 from aadml_jax.row_blocks import in_row_blocks
+from aadml_jax.search import TopK, top_k
 from aadml_jax.similarity import (
     cosine_distance,
     cosine_similarity,
@@ -59,6 +60,7 @@ __all__ = [
     "AnchorAware",
     "CorrelationGraph",
     "Memory",
+    "TopK",
     "__version__",
     "aadml_objective",
     "anchor_aware_proxies",
@@ -91,6 +93,7 @@ __all__ = [
     "squared_euclidean_distance",
     "squared_label_loss",
     "supcon_loss",
+    "top_k",
     "triplet_loss",
     "update_memory",
 ]

@@ -267,6 +267,30 @@ def _check_class_numbers(
             )
 
 
+def nan_message(query: int, queries: Array, gallery: Array) -> str:
+    """What to say of a query with a NaN among its scores: which row holds the NaN.
+
+    Args:
+      query: the number of such a query.
+      queries: [N, D].
+      gallery: [M, D].
+    """
+    for name, rows in (("queries", queries), ("gallery", gallery)):
+        values = known_values(rows)
+        if values is None or not np.issubdtype(values.dtype, np.floating):
+            continue
+        is_wrong = np.asarray(np.isnan(values).any(axis=1))
+        if name == "queries" and not is_wrong[query]:
+            continue
+        if is_wrong.any():
+            row = query if name == "queries" else int(np.argmax(is_wrong))
+            return f"row {row} of {name} of shape {rows.shape} holds NaN; leave it out"
+    return (
+        f"the similarity of row {query} of queries of shape {queries.shape} with some row of the "
+        f"gallery of shape {gallery.shape} is NaN; look for infinite or very large values"
+    )
+
+
 def without_impossible(values: Array, negatives: Array) -> tuple[Array, Array]:
     """Similarities and negatives without those at −∞, which add nothing to any sum of exponentials.
 

@@ -372,3 +372,26 @@ SIMILARITIES: dict[str, Callable[[ArrayLike, ArrayLike], Array]] = {
     "posterior": posterior_similarity,
 }
 """Scores by which retrieval ranks, by name."""
+
+
+def as_similarity(
+    similarity: str | Callable[[Array, Array], Array], name: str, shape: tuple[int, ...]
+) -> Callable[[Array, Array], Array]:
+    """The function that a name of `SIMILARITIES` stands for; a function as it is.
+
+    Args:
+      similarity: a name, or (queries [B, D], gallery [M, D]) -> scores [B, M].
+      name: of the queries, for the message.
+      shape: of the queries, for the message.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if not isinstance(similarity, str):
+        return similarity
+    if similarity not in SIMILARITIES:
+        raise ValueError(
+            f"similarity must be one of {sorted(SIMILARITIES)} or a function; "
+            f"got {similarity!r} for {name} of shape {shape}"
+        )
+    return SIMILARITIES[similarity]

@@ -136,6 +136,17 @@ CASES = {
         )
         for size in (1, 3, 4, 100)
     },
+    **{
+        f"top_k, {similarity}": (
+            functools.partial(aa.top_k, k=3, similarity=similarity, block_size=4),
+            (AUDIO, GALLERY),
+        )
+        for similarity in ("cosine", "posterior")
+    },
+    "top_k of a part": (
+        lambda queries, gallery, where: aa.top_k(queries, gallery, 3, where=where),
+        (AUDIO, GALLERY, WHERE),
+    ),
     "update_memory": (aa.update_memory, (PART_FILLED, AUDIO, LABELS)),
     "update_memory with more than fits": (
         aa.update_memory,
@@ -154,7 +165,7 @@ CASES = {
 WITH_GRADIENT = [
     name
     for name, (_, arrays) in CASES.items()
-    if not name.startswith(("same_label", "correlation_graph", "update_memory"))
+    if not name.startswith(("same_label", "correlation_graph", "update_memory", "top_k"))
     and arrays[0].dtype == np.float32
 ]
 COMPILED = {
@@ -168,6 +179,7 @@ COMPILED = {
     "smooth_ap_loss",
     "cross_modal_report, cosine",
     "in_row_blocks of 3",
+    "top_k of a part",
     "update_memory",
     "aadml_objective, contrastive",
     "class_proxy_objective, proxy_anchor",
@@ -276,7 +288,13 @@ def test_gradients_are_those_of_whole_arrays(name):
 def test_every_public_function_has_a_case():
     functions = {name for name in aa.__all__ if callable(getattr(aa, name))}
     named = {name.split()[0].rstrip(",") for name in CASES}
-    assert functions - named == {"AnchorAware", "CorrelationGraph", "Memory", "init_memory"}
+    assert functions - named == {
+        "AnchorAware",
+        "CorrelationGraph",
+        "Memory",
+        "TopK",
+        "init_memory",
+    }
     assert set(CASES) >= COMPILED
 
 

@@ -91,6 +91,10 @@ CONTRACT = {
     "prefix_average_precision": (("scores", "relevance"), {"where": None, "reduce_fn": None}),
     "precision_at": (("scores", "relevance"), {"k": REQUIRED} | METRIC),
     "recall_at": (("scores", "relevance"), {"k": REQUIRED} | METRIC),
+    "top_k": (
+        ("queries", "gallery", "k"),
+        {"similarity": "cosine", "where": None, "block_size": 128},
+    ),
     "cross_modal_report": (
         ("audio", "visual", "labels"),
         {"similarity": "cosine", "ks": (1, 5, 10), "ties": "expected", "block_size": 1024},
