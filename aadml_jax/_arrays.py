@@ -107,6 +107,25 @@ def as_mask(mask: Any, shape: tuple[int, ...], name: str) -> Array:
     return jnp.asarray(given).astype(bool)
 
 
+def as_grades(grades: Any, shape: tuple[int, ...], name: str) -> Array:
+    """Checks that `grades` has `shape` and holds real numbers of at least 0, where known."""
+    given = as_given(grades, name)
+    if not (given.dtype == bool or _is_integer(given) or jnp.issubdtype(given.dtype, jnp.floating)):
+        raise ValueError(f"{name} must be bool or grades; got {given.dtype} of shape {given.shape}")
+    if given.shape != shape:
+        raise ValueError(f"{name} has shape {given.shape}, but the pairs have shape {shape}")
+    values = None if given.dtype == bool else known_values(given)
+    if values is not None:
+        is_wrong = ~((values >= 0) & (values < np.inf))
+        if np.any(is_wrong):
+            place = tuple(int(i) for i in np.unravel_index(np.argmax(is_wrong), shape))
+            raise ValueError(
+                f"grades in {name} of shape {shape} must be finite and at least 0; "
+                f"got {values[place]} at {list(place)}"
+            )
+    return as_float(given)
+
+
 def as_pairs(values: Any, relevance: Any, where: Any, name: str) -> tuple[Array, Array, Array]:
     """Checks one row-wise problem and returns (values, positives, negatives).
 

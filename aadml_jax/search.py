@@ -1,8 +1,6 @@
 """Exact search: the items of a gallery that score highest for each query, in bounded memory.
 
-The gallery is scored part by part, and so are the queries. A part's scores are cut into groups of
-neighbours, of which only the maxima are ordered: the k best items lie in the k groups with the
-highest maxima, so that all but k groups of a part are read once and never sorted.
+The gallery is scored part by part, and so are the queries; of each part its k best items go on.
 """
 
 import functools
@@ -26,6 +24,7 @@ from aadml_jax._arrays import (
 )
 from aadml_jax._measures import check_cut_off, is_traced
 from aadml_jax._sharding import gathered
+from aadml_jax._top_k import best_of_rows, search_keys
 from aadml_jax.row_blocks import in_row_blocks
 from aadml_jax.similarity import as_similarity
 
@@ -221,41 +220,12 @@ class _Search(NamedTuple):
                 f"similarity must make [B, G] of [B, D] and [G, D]; got {scores.shape} of "
                 f"{queries.shape} and {items.shape}"
             )
-        # −∞ is the key of what does not belong to the gallery; an item's own −∞ becomes the lowest
-        # number, which no item scores in earnest. `lax.top_k` would rank −0.0 below 0.0.
-        keys = jnp.maximum(jnp.where(scores == 0, 0, scores), jnp.finfo(scores.dtype).min)
-        if where is not None:
-            keys = jnp.where(where, keys, -jnp.inf)
-
-        k, size = min(self.k, num_items), self._group_size(num_items)
-        if size == 1:
-            is_nan = jnp.any(jnp.isnan(keys), axis=1)
-            return _Part(*_top_k_of_rows(keys, k), is_nan)
-        # Two best of 0 3 | 9 4 | 3 1 in groups of two: maxima 3 9 3, groups 0 and 1, in gallery
-        # order 0 3 9 4, of which 9 and the first 3 are best.
-        num_groups = -(-num_items // size)
-        filling = num_groups * size - num_items
-        keys = jnp.pad(keys, ((0, 0), (0, filling)), constant_values=-jnp.inf)
-        keys = keys.reshape(num_rows, num_groups, size)
-        maxima = jnp.max(keys, axis=2)
-        _, groups = _top_k_of_rows(maxima, k)
-        groups = jnp.sort(groups, axis=1)
-        chosen = jnp.take_along_axis(keys, groups[:, :, None], axis=1, mode="promise_in_bounds")
-        best, places = _top_k_of_rows(chosen.reshape(num_rows, k * size), k)
-        groups = jnp.take_along_axis(groups, places // size, axis=1, mode="promise_in_bounds")
-        is_nan = jnp.any(jnp.isnan(maxima), axis=1)
-        return _Part(best, groups * size + places % size, is_nan)
-
-    def _group_size(self, num_items: int) -> int:
-        """The size for which maxima and items of chosen groups are about as many."""
-        size = 1
-        while self.k * (2 * size) ** 2 <= 2 * num_items:
-            size *= 2
-        return size if size >= 4 else 1
+        keys = search_keys(scores, where)
+        return _Part(*best_of_rows(keys, min(self.k, num_items)), jnp.any(jnp.isnan(keys), axis=1))
 
     def _best_among(self, part: _Part) -> _Part:
         """The best of items in gallery order."""
-        keys, places = _top_k_of_rows(part.keys, min(self.k, part.keys.shape[1]))
+        keys, places = best_of_rows(part.keys, min(self.k, part.keys.shape[1]))
         indices = jnp.take_along_axis(part.indices, places, axis=1, mode="promise_in_bounds")
         return _Part(keys, indices, part.is_nan)
 
@@ -266,11 +236,6 @@ class _Search(NamedTuple):
         indices = jnp.where((keys == -jnp.inf) | is_nan, -1, indices)
         scores = jnp.where(keys == jnp.finfo(keys.dtype).min, -jnp.inf, keys)
         return TopK(jnp.where(is_nan, jnp.nan, scores), indices)
-
-
-def _top_k_of_rows(keys: Array, k: int) -> tuple[Array, Array]:
-    values, places = jax.lax.top_k(keys, k)
-    return values, places.astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnums=3)

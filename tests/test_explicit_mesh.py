@@ -97,9 +97,22 @@ CASES = {
             "mean_average_precision": {},
             "precision_at": {"k": 3},
             "recall_at": {"k": 2},
+            "fraction_recall_at": {"k": 2},
+            "r_precision": {},
+            "average_precision_at_r": {},
+            "reciprocal_rank": {},
+            "first_hit_rank": {},
+            "ndcg_at": {"k": 4},
         }.items()
     },
     "prefix_average_precision": (aa.prefix_average_precision, (SCORES, RELEVANCE)),
+    **{
+        f"ndcg_at of grades, {ties}": (
+            functools.partial(aa.ndcg_at, k=4, ties=ties),
+            (SCORES, np.asarray(3 * SCORES, np.int32)),
+        )
+        for ties in ("stable", "expected")
+    },
     "average_precision of integers": (
         aa.average_precision,
         (np.asarray(10 * SCORES, np.int32), RELEVANCE),
@@ -175,6 +188,8 @@ COMPILED = {
     "anchor_aware_proxies of some rows among references",
     "average_precision, expected",
     "average_precision of a part",
+    "reciprocal_rank, expected",
+    "ndcg_at of grades, expected",
     "triplet_loss of a part",
     "smooth_ap_loss",
     "cross_modal_report, cosine",

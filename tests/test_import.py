@@ -91,6 +91,12 @@ CONTRACT = {
     "prefix_average_precision": (("scores", "relevance"), {"where": None, "reduce_fn": None}),
     "precision_at": (("scores", "relevance"), {"k": REQUIRED} | METRIC),
     "recall_at": (("scores", "relevance"), {"k": REQUIRED} | METRIC),
+    "fraction_recall_at": (("scores", "relevance"), {"k": REQUIRED} | METRIC),
+    "r_precision": (("scores", "relevance"), METRIC),
+    "average_precision_at_r": (("scores", "relevance"), METRIC),
+    "reciprocal_rank": (("scores", "relevance"), METRIC),
+    "first_hit_rank": (("scores", "relevance"), METRIC),
+    "ndcg_at": (("scores", "relevance"), {"k": REQUIRED} | METRIC),
     "top_k": (
         ("queries", "gallery", "k"),
         {"similarity": "cosine", "where": None, "block_size": 128},
