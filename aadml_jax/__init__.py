@@ -51,6 +51,7 @@ from aadml_jax.metrics import (
     reciprocal_rank,
 )
 from aadml_jax.objective import AnchorAware, aadml_objective, class_proxy_objective
+from aadml_jax.retrieval import retrieval_report
 from aadml_jax.row_blocks import in_row_blocks
 from aadml_jax.search import TopK, top_k
 from aadml_jax.similarity import (
@@ -99,6 +100,7 @@ __all__ = [
     "r_precision",
     "recall_at",
     "reciprocal_rank",
+    "retrieval_report",
     "same_label",
     "semihard_triplet_loss",
     "smooth_ap_loss",

@@ -309,6 +309,7 @@ def test_every_public_function_has_a_case():
         "Memory",
         "TopK",
         "init_memory",
+        "retrieval_report",  # cannot be traced
     }
     assert set(CASES) >= COMPILED
 

@@ -101,6 +101,23 @@ CONTRACT = {
         ("queries", "gallery", "k"),
         {"similarity": "cosine", "where": None, "block_size": 128},
     ),
+    "retrieval_report": (
+        ("queries", "gallery"),
+        {
+            "relevance": None,
+            "query_labels": None,
+            "gallery_labels": None,
+            "threshold": None,
+            "similarity": "cosine",
+            "ks": (1, 5, 10),
+            "exclude_self": False,
+            "where": None,
+            "ties": "expected",
+            "per_query": False,
+            "per_class": False,
+            "block_size": 1024,
+        },
+    ),
     "cross_modal_report": (
         ("audio", "visual", "labels"),
         {"similarity": "cosine", "ks": (1, 5, 10), "ties": "expected", "block_size": 1024},
