@@ -21,6 +21,7 @@ from aadml_jax._version import __version__
 from aadml_jax.anchor_aware import anchor_aware_proxies
 from aadml_jax.cross_modal import cross_modal_report
 from aadml_jax.graphs import CorrelationGraph, correlation_graph
+from aadml_jax.hubness import csls, dual_softmax, inverted_softmax
 from aadml_jax.label_losses import cross_entropy_label_loss, squared_label_loss
 from aadml_jax.losses import (
     circle_loss,
@@ -81,12 +82,15 @@ __all__ = [
     "cosine_similarity",
     "cross_entropy_label_loss",
     "cross_modal_report",
+    "csls",
+    "dual_softmax",
     "euclidean_distance",
     "first_hit_rank",
     "fraction_recall_at",
     "hard_triplet_loss",
     "in_row_blocks",
     "init_memory",
+    "inverted_softmax",
     "lifted_structure_loss",
     "margin_loss",
     "mean_average_precision",

@@ -113,6 +113,15 @@ CASES = {
         )
         for ties in ("stable", "expected")
     },
+    **{
+        name: (getattr(aa, name), (SCORES,))
+        for name in ("csls", "inverted_softmax", "dual_softmax")
+    },
+    "csls of a part": (lambda scores, where: aa.csls(scores, k=3, where=where), (SCORES, WHERE)),
+    "dual_softmax of a part": (
+        lambda scores, where: aa.dual_softmax(scores, where=where),
+        (SCORES, WHERE),
+    ),
     "average_precision of integers": (
         aa.average_precision,
         (np.asarray(10 * SCORES, np.int32), RELEVANCE),
@@ -189,6 +198,8 @@ COMPILED = {
     "average_precision, expected",
     "average_precision of a part",
     "reciprocal_rank, expected",
+    "csls of a part",
+    "dual_softmax of a part",
     "ndcg_at of grades, expected",
     "triplet_loss of a part",
     "smooth_ap_loss",

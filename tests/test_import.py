@@ -101,6 +101,9 @@ CONTRACT = {
         ("queries", "gallery", "k"),
         {"similarity": "cosine", "where": None, "block_size": 128},
     ),
+    "csls": (("scores",), {"k": 10, "where": None}),
+    "inverted_softmax": (("scores",), {"temperature": 0.05, "where": None}),
+    "dual_softmax": (("scores",), {"temperature": 0.05, "where": None}),
     "retrieval_report": (
         ("queries", "gallery"),
         {
