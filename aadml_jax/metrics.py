@@ -4,6 +4,7 @@ All take `scores` [N, M] (higher is better) and `relevance` bool [N, M], array a
 positional, and keyword-only `where` (bool [N, M], False takes the item out of that query's
 gallery) and `reduce_fn` (default None: one value per query [N]).
 
+- `ndcg_at` takes grades as `relevance` too.
 - The whole ranking counts, no cut-off unless the name says so.
 - Equal scores, −0.0 and 0.0 among them, rank in gallery order with `ties="stable"`, the default. A
   gallery that is stored class by class then scores better or worse than its scores deserve.
@@ -252,6 +253,8 @@ def recall_at(
     reduce_fn: ReduceFn = None,
 ) -> Array:
     """1 if any of the first k items is relevant, else 0: the retrieval literature's R@k.
+
+    Also called hit rate. For the share of a query's relevant items see `fraction_recall_at`.
 
     Args:
       scores: [N, M], higher ranks first.

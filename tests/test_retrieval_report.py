@@ -252,18 +252,21 @@ def test_similarities_by_name_and_of_ones_own():
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_rows_split_over_devices_give_the_same_report(kind):
+@EVERY_WAY
+def test_rows_split_over_devices_give_the_same_report(way, kind):
     mesh = jax.make_mesh((4,), ("rows",), axis_types=(getattr(jax.sharding.AxisType, kind),))
     queries, gallery, scores = sets(12, n=8, m=20)
     labels, of_gallery = np.arange(8, dtype=np.int32) % 3, np.arange(20, dtype=np.int32) % 3
+    where = np.arange(20) != 3
     arrays = [
         jax.device_put(array, NamedSharding(mesh, P("rows")))
         for array in (queries, gallery, labels, of_gallery)
     ]
     report = aa.retrieval_report(
-        *arrays[:2], query_labels=arrays[2], gallery_labels=arrays[3], ks=KS
+        *arrays[:2], query_labels=arrays[2], gallery_labels=arrays[3], ks=KS, where=where
     )
-    assert_means(report, per_query(scores, labels[:, None] == of_gallery[None, :]))
+    relevance = labels[:, None] == of_gallery[None, :]
+    assert_means(report, per_query(scores, relevance, np.broadcast_to(where, scores.shape)))
 
 
 def test_cross_modal_report_has_the_numbers_of_two_reports():
@@ -349,6 +352,22 @@ def test_mistakes_raise_an_error_that_prints_them(change, message):
     }
     with pytest.raises(ValueError, match=message):
         aa.retrieval_report(**(arguments | change))
+
+
+@pytest.mark.parametrize("floating", ["bfloat16", "float32"])
+@EVERY_WAY
+def test_types_of_arrays_need_no_implicit_promotion(way, floating):
+    queries, gallery, _ = sets(15)
+    queries, gallery = jnp.asarray(queries, floating), jnp.asarray(gallery, floating)
+    grades = np.random.default_rng(15).integers(0, 3, (7, 19))
+    where = np.arange(19, dtype=np.uint8) % 3 > 0
+    scores = np.asarray(aa.cosine_similarity(queries, gallery))
+    with jax.numpy_dtype_promotion("strict"):
+        report = aa.retrieval_report(
+            queries, gallery, relevance=grades, threshold=2, where=where, ks=KS, ties="stable"
+        )
+    kept = np.broadcast_to(where, grades.shape)
+    assert_means(report, per_query(scores, grades >= 2, kept, grades))
 
 
 def test_traced_arrays_are_refused():
