@@ -21,6 +21,7 @@ from aadml_jax._version import __version__
 from aadml_jax.anchor_aware import anchor_aware_proxies
 from aadml_jax.cross_modal import cross_modal_report
 from aadml_jax.graphs import CorrelationGraph, correlation_graph
+from aadml_jax.hubness import csls, dual_softmax, inverted_softmax
 from aadml_jax.label_losses import cross_entropy_label_loss, squared_label_loss
 from aadml_jax.losses import (
     circle_loss,
@@ -39,13 +40,21 @@ from aadml_jax.losses import (
 from aadml_jax.memory_bank import Memory, init_memory, update_memory
 from aadml_jax.metrics import (
     average_precision,
+    average_precision_at_r,
+    first_hit_rank,
+    fraction_recall_at,
     mean_average_precision,
+    ndcg_at,
     precision_at,
     prefix_average_precision,
+    r_precision,
     recall_at,
+    reciprocal_rank,
 )
 from aadml_jax.objective import AnchorAware, aadml_objective, class_proxy_objective
+from aadml_jax.retrieval import retrieval_report
 from aadml_jax.row_blocks import in_row_blocks, mean_in_row_blocks
+from aadml_jax.search import TopK, top_k
 from aadml_jax.similarity import (
     cosine_distance,
     cosine_similarity,
@@ -59,10 +68,12 @@ __all__ = [
     "AnchorAware",
     "CorrelationGraph",
     "Memory",
+    "TopK",
     "__version__",
     "aadml_objective",
     "anchor_aware_proxies",
     "average_precision",
+    "average_precision_at_r",
     "circle_loss",
     "class_proxy_objective",
     "contrastive_loss",
@@ -71,27 +82,37 @@ __all__ = [
     "cosine_similarity",
     "cross_entropy_label_loss",
     "cross_modal_report",
+    "csls",
+    "dual_softmax",
     "euclidean_distance",
+    "first_hit_rank",
+    "fraction_recall_at",
     "hard_triplet_loss",
     "in_row_blocks",
     "init_memory",
+    "inverted_softmax",
     "lifted_structure_loss",
     "margin_loss",
     "mean_average_precision",
     "mean_in_row_blocks",
     "multi_similarity_loss",
+    "ndcg_at",
     "ntxent_loss",
     "posterior_similarity",
     "precision_at",
     "prefix_average_precision",
     "proxy_anchor_loss",
+    "r_precision",
     "recall_at",
+    "reciprocal_rank",
+    "retrieval_report",
     "same_label",
     "semihard_triplet_loss",
     "smooth_ap_loss",
     "squared_euclidean_distance",
     "squared_label_loss",
     "supcon_loss",
+    "top_k",
     "triplet_loss",
     "update_memory",
 ]

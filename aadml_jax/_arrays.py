@@ -107,6 +107,25 @@ def as_mask(mask: Any, shape: tuple[int, ...], name: str) -> Array:
     return jnp.asarray(given).astype(bool)
 
 
+def as_grades(grades: Any, shape: tuple[int, ...], name: str) -> Array:
+    """Checks that `grades` has `shape` and holds real numbers of at least 0, where known."""
+    given = as_given(grades, name)
+    if not (given.dtype == bool or _is_integer(given) or jnp.issubdtype(given.dtype, jnp.floating)):
+        raise ValueError(f"{name} must be bool or grades; got {given.dtype} of shape {given.shape}")
+    if given.shape != shape:
+        raise ValueError(f"{name} has shape {given.shape}, but the pairs have shape {shape}")
+    values = None if given.dtype == bool else known_values(given)
+    if values is not None:
+        is_wrong = ~((values >= 0) & (values < np.inf))
+        if np.any(is_wrong):
+            place = tuple(int(i) for i in np.unravel_index(np.argmax(is_wrong), shape))
+            raise ValueError(
+                f"grades in {name} of shape {shape} must be finite and at least 0; "
+                f"got {values[place]} at {list(place)}"
+            )
+    return as_float(given)
+
+
 def as_pairs(values: Any, relevance: Any, where: Any, name: str) -> tuple[Array, Array, Array]:
     """Checks one row-wise problem and returns (values, positives, negatives).
 
@@ -265,6 +284,30 @@ def _check_class_numbers(
                 f"class numbers must be in 0 … {num_classes - 1} for {num_classes} classes; "
                 f"got {values[row]} in row {row} of labels of shape {values.shape}"
             )
+
+
+def nan_message(query: int, queries: Array, gallery: Array) -> str:
+    """What to say of a query with a NaN among its scores: which row holds the NaN.
+
+    Args:
+      query: the number of such a query.
+      queries: [N, D].
+      gallery: [M, D].
+    """
+    for name, rows in (("queries", queries), ("gallery", gallery)):
+        values = known_values(rows)
+        if values is None or not np.issubdtype(values.dtype, np.floating):
+            continue
+        is_wrong = np.asarray(np.isnan(values).any(axis=1))
+        if name == "queries" and not is_wrong[query]:
+            continue
+        if is_wrong.any():
+            row = query if name == "queries" else int(np.argmax(is_wrong))
+            return f"row {row} of {name} of shape {rows.shape} holds NaN; leave it out"
+    return (
+        f"the similarity of row {query} of queries of shape {queries.shape} with some row of the "
+        f"gallery of shape {gallery.shape} is NaN; look for infinite or very large values"
+    )
 
 
 def without_impossible(values: Array, negatives: Array) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from aadml_jax import _host_ranking, _xla_ranking
+from aadml_jax import _host_measures, _host_ranking, _xla_measures, _xla_ranking
 from aadml_jax._arrays import Array, ArrayLike, as_pairs, check_count
 
 
@@ -34,32 +34,51 @@ def check_ties(ties: str, shape: tuple[int, ...]) -> str:
     return ties
 
 
-def average_precision(ties: str) -> Metric:
+def _metric(name: str, ties: str, xla: Any, host: Any, **params: Any) -> Metric:
+    """The functions of that name, or `expected_` and that name, of two modules."""
     if ties == "expected":
-        return Metric(
-            _xla_ranking.expected_average_precision, _host_ranking.expected_average_precision
-        )
-    return Metric(_xla_ranking.average_precision, _host_ranking.average_precision)
+        name = f"expected_{name}"
+    return Metric(
+        functools.partial(getattr(xla, name), **params),
+        functools.partial(getattr(host, name), **params),
+    )
+
+
+def average_precision(ties: str) -> Metric:
+    return _metric("average_precision", ties, _xla_ranking, _host_ranking)
 
 
 PREFIX_AVERAGE_PRECISION = Metric(
     _xla_ranking.prefix_average_precision, _host_ranking.prefix_average_precision
 )
+TIED_PAIRS = Metric(_xla_ranking.tied_pairs, _host_ranking.tied_pairs)
+HAS_PAIRS = Metric(_xla_ranking.has_pairs, _host_ranking.has_pairs)
+NUM_RELEVANT = Metric(_xla_measures.num_relevant, _host_measures.num_relevant)
 
 
 def precision_at(k: int, ties: str) -> Metric:
-    in_xla, on_host = _xla_ranking.hits_within, _host_ranking.hits_within
-    if ties == "expected":
-        in_xla, on_host = _xla_ranking.expected_hits_within, _host_ranking.expected_hits_within
-    return Metric(lambda ranking: in_xla(ranking, k) / k, lambda hits: on_host(hits, k) / k)
+    hits = _metric("hits_within", ties, _xla_ranking, _host_ranking, k=k)
+    return Metric(
+        lambda ranking: hits.in_xla(ranking) / k, lambda of_host: hits.on_host(of_host) / k
+    )
 
 
 def recall_at(k: int, ties: str) -> Metric:
-    in_xla, on_host = _xla_ranking.any_hit_within, _host_ranking.any_hit_within
-    if ties == "expected":
-        in_xla = _xla_ranking.expected_any_hit_within
-        on_host = _host_ranking.expected_any_hit_within
-    return Metric(functools.partial(in_xla, k=k), functools.partial(on_host, k=k))
+    return _metric("any_hit_within", ties, _xla_ranking, _host_ranking, k=k)
+
+
+def fraction_recall_at(k: int, ties: str) -> Metric:
+    return _metric("share_within", ties, _xla_measures, _host_measures, k=k)
+
+
+def ndcg_at(k: int, ties: str) -> Metric:
+    """Of relevance without grades."""
+    return _metric("normalized_gain_within", ties, _xla_measures, _host_measures, k=k)
+
+
+def of_whole_ranking(name: str, ties: str) -> Metric:
+    """`r_precision`, `average_precision_at_r`, `reciprocal_rank` or `first_hit_rank`."""
+    return _metric(name, ties, _xla_measures, _host_measures)
 
 
 def check_cut_off(k: int, shape: tuple[int, ...]) -> int:

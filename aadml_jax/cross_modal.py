@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from aadml_jax import _host_ranking, _measures, _xla_ranking
-from aadml_jax._arrays import Array, ArrayLike, LabelsLike, as_labels, check_count
+from aadml_jax import _host_ranking, _measures, _query_values
+from aadml_jax._arrays import Array, ArrayLike, LabelsLike, as_labels
+from aadml_jax._query_values import Pairs
 from aadml_jax._sharding import gathered
-from aadml_jax.row_blocks import in_row_blocks
-from aadml_jax.similarity import SIMILARITIES, same_label
+from aadml_jax.similarity import SIMILARITIES, as_similarity, same_label
 
 
 def _report_metrics(ks: tuple[int, ...], ties: str) -> dict[str, Any]:
@@ -21,10 +20,7 @@ def _report_metrics(ks: tuple[int, ...], ties: str) -> dict[str, Any]:
         "prefix_map": _measures.PREFIX_AVERAGE_PRECISION,
         "precision_at_k": {k: _measures.precision_at(k, ties) for k in ks},
         "recall_at_k": {k: _measures.recall_at(k, ties) for k in ks},
-        "tied_pairs": (
-            _measures.Metric(_xla_ranking.tied_pairs, _host_ranking.tied_pairs),
-            _measures.Metric(_xla_ranking.has_pairs, _host_ranking.has_pairs),
-        ),
+        "tied_pairs": (_measures.TIED_PAIRS, _measures.HAS_PAIRS),
     }
 
 
@@ -37,11 +33,24 @@ def _as_report(means: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Clips(NamedTuple):
-    """One side of all clips [N, D], their labels, and which of them count, bool [N]."""
+    """One side of all clips [N, D], their labels, and which of them count, bool [N]; None: all."""
 
     embeddings: Array
     labels: Array
-    where: Array
+    where: Array | None = None
+
+
+class _SameClass(NamedTuple):
+    """Pairs of clips, relevant where they share a class."""
+
+    similarity: Callable[[Array, Array], Array]
+
+    def __call__(self, queries: _Clips, _: Array, gallery: _Clips) -> Pairs:
+        scores = self.similarity(queries.embeddings, gallery.embeddings)
+        relevance = same_label(queries.labels, gallery.labels)
+        if gallery.where is None:
+            return Pairs(scores, relevance)
+        return Pairs(scores, relevance, jnp.broadcast_to(gallery.where[None, :], relevance.shape))
 
 
 @functools.partial(jax.jit, static_argnames=("similarity", "ks", "ties", "block_size", "axis_name"))
@@ -58,62 +67,35 @@ def _one_direction_in_xla(
     if axis_name is not None:
         gallery = jax.lax.all_gather(gallery, axis_name, tiled=True)
     gallery = jax.tree.map(gathered, gallery)
-
-    def score(block: _Clips, _: Array) -> dict[str, Any]:
-        scores = similarity(block.embeddings, gallery.embeddings)
-        relevance = same_label(block.labels, gallery.labels)
-        in_gallery = jnp.broadcast_to(gallery.where[None, :], relevance.shape)
-        return _measures.values_in_xla(_report_metrics(ks, ties), scores, relevance, in_gallery)
-
-    values = in_row_blocks(score, queries, block_size=block_size)
-    sums = jax.tree.map(lambda v: jnp.sum(jnp.where(queries.where, v, 0)), values)
-    count = jnp.sum(queries.where)
+    wanted = _query_values.Wanted(_report_metrics(ks, ties))
+    values = _query_values.in_xla(
+        wanted, _SameClass(similarity), queries, gallery, block_size=block_size
+    ).metrics
+    is_real = jnp.ones(len(queries.labels), bool) if queries.where is None else queries.where
+    sums = jax.tree.map(lambda v: jnp.sum(jnp.where(is_real, v, 0)), values)
+    count = jnp.sum(is_real)
     if axis_name is not None:
         sums, count = jax.lax.psum((sums, count), axis_name)
     return _as_report(jax.tree.map(lambda total: total / count.astype(total.dtype), sums))
 
 
-@functools.partial(jax.jit, static_argnames=("similarity", "block_size"))
-def _block_keys(
-    queries: Array,
-    gallery: Array,
-    labels: Array,
-    first: Array,
-    *,
-    similarity: Callable[[Array, Array], Array],
-    block_size: int,
-) -> _host_ranking.RankingKeys:
-    # Of one shape for all blocks: the last one repeats the last query, to be dropped.
-    rows = jnp.minimum(first + jnp.arange(block_size, dtype=jnp.int32), len(queries) - 1)
-    scores, relevance = similarity(queries[rows], gallery), same_label(labels[rows], labels)
-    return _measures.host_keys(scores, relevance, None)
-
-
 def _one_direction_on_host(
-    queries: Array,
-    gallery: Array,
-    labels: Array,
+    queries: _Clips,
+    gallery: _Clips,
     *,
     similarity: Callable[[Array, Array], Array],
     ks: tuple[int, ...],
     ties: str,
     block_size: int,
 ) -> dict[str, Any]:
-    block_size = min(check_count(block_size, "block_size", queries.shape), len(queries))
-    metrics, structure = jax.tree.flatten(_report_metrics(ks, ties))
-
-    def values(hits: _host_ranking.Hits) -> np.ndarray:
-        return np.stack([metric.on_host(hits) for metric in metrics], axis=1)
-
-    blocks, dtype = [], "float32"
-    for first in range(0, len(queries), block_size):
-        keys = _block_keys(
-            queries, gallery, labels, first, similarity=similarity, block_size=block_size
-        )
-        blocks.append(_host_ranking.by_rows(keys, values)[: len(queries) - first])
-        dtype = f"float{8 * keys.keys.dtype.itemsize}"
-    means = jnp.asarray(np.concatenate(blocks).mean(axis=0), dtype)
-    return _as_report(jax.tree.unflatten(structure, list(means)))
+    values, dtype = _query_values.on_host(
+        _query_values.Wanted(_report_metrics(ks, ties)),
+        _SameClass(similarity),
+        queries,
+        gallery,
+        block_size=block_size,
+    )
+    return _as_report(jax.tree.map(lambda v: jnp.asarray(v.mean(), dtype), values.metrics))
 
 
 def cross_modal_report(
@@ -156,13 +138,7 @@ def cross_modal_report(
     Raises:
       ValueError: for an unknown similarity or rule for ties, k > N or shapes that do not fit.
     """
-    if isinstance(similarity, str):
-        if similarity not in SIMILARITIES:
-            raise ValueError(
-                f"similarity must be one of {sorted(SIMILARITIES)} or a function; "
-                f"got {similarity!r} for audio of shape {jnp.shape(audio)}"
-            )
-        similarity = SIMILARITIES[similarity]
+    similarity = as_similarity(similarity, "audio", jnp.shape(audio))
     audio, visual, labels = jnp.asarray(audio), jnp.asarray(visual), as_labels(labels)
     same_length = audio.shape[:1] == visual.shape[:1] == labels.shape[:1]
     if audio.ndim != 2 or visual.ndim != 2 or not same_length or not len(audio):
@@ -175,14 +151,12 @@ def cross_modal_report(
     options = {"similarity": similarity, "ks": ks, "block_size": block_size}
     options["ties"] = _measures.check_ties(ties, audio.shape)
     arrays = audio, visual, labels
+    one_direction = _one_direction_in_xla
     if not _measures.is_traced(*arrays) and _host_ranking.is_on_host(*arrays):
         audio, visual, labels = map(gathered, arrays)
-        return _both_directions(
-            functools.partial(_one_direction_on_host, labels=labels, **options), audio, visual
-        )
-    everything = jnp.ones(len(audio), bool)
-    sides = (_Clips(side, labels, everything) for side in (audio, visual))
-    return _both_directions(functools.partial(_one_direction_in_xla, **options), *sides)
+        one_direction = _one_direction_on_host
+    sides = (_Clips(side, labels) for side in (audio, visual))
+    return _both_directions(functools.partial(one_direction, **options), *sides)
 
 
 def sharded_cross_modal_report(

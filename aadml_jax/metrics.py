@@ -4,6 +4,7 @@ All take `scores` [N, M] (higher is better) and `relevance` bool [N, M], array a
 positional, and keyword-only `where` (bool [N, M], False takes the item out of that query's
 gallery) and `reduce_fn` (default None: one value per query [N]).
 
+- `ndcg_at` takes grades as `relevance` too.
 - The whole ranking counts, no cut-off unless the name says so.
 - Equal scores, −0.0 and 0.0 among them, rank in gallery order with `ties="stable"`, the default. A
   gallery that is stored class by class then scores better or worse than its scores deserve.
@@ -12,7 +13,8 @@ gallery) and `reduce_fn` (default None: one value per query [N]).
   Scores", ECIR 2008).
 - Scores of any integer or float type are compared as they are: 64-bit scores in NumPy arrays are
   not rounded to 32 bits first, though values are float32 unless jax_enable_x64 is set.
-- A query without relevant items scores 0 and takes part in means.
+- A query without relevant items scores 0 and takes part in means; `first_hit_rank` puts it behind
+  the gallery.
 - A NaN among a query's scores makes its value NaN.
 - Nothing is excluded silently: for one set against itself pass `where=~jnp.eye(n, dtype=bool)`.
 - Called outside of jit and vmap on a machine whose default device is a CPU, the ranks come from
@@ -33,6 +35,7 @@ gallery) and `reduce_fn` (default None: one value per query [N]).
     [0.75]
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -40,7 +43,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from aadml_jax import _host_ranking, _measures
-from aadml_jax._arrays import Array, ArrayLike, ReduceFn, as_mask, as_pairs, reduce_rows
+from aadml_jax._arrays import (
+    Array,
+    ArrayLike,
+    ReduceFn,
+    as_given,
+    as_grades,
+    as_mask,
+    as_pairs,
+    as_same_float,
+    reduce_rows,
+)
+from aadml_jax._graded_gain import graded_gain_within
+from aadml_jax._sharding import split_alike
 
 
 def _rounds(scores: Any) -> bool:
@@ -70,6 +85,16 @@ def _in_order(scores: np.ndarray) -> np.ndarray:
             "rank them outside of jit, or enable jax_enable_x64"
         )
     return converted
+
+
+def _order_numbers(scores: np.ndarray) -> np.ndarray:
+    """Floats of 32 bits in the order of each row's scores [N, M], equal for equal ones."""
+    numbers = np.full(scores.shape, np.nan, np.float32)
+    for row, values in enumerate(scores):
+        is_number = values == values
+        _, places = np.unique(values[is_number], return_inverse=True)
+        numbers[row, is_number] = places
+    return numbers
 
 
 def _per_query(
@@ -229,6 +254,8 @@ def recall_at(
 ) -> Array:
     """1 if any of the first k items is relevant, else 0: the retrieval literature's R@k.
 
+    Also called hit rate. For the share of a query's relevant items see `fraction_recall_at`.
+
     Args:
       scores: [N, M], higher ranks first.
       relevance: bool [N, M].
@@ -247,3 +274,220 @@ def recall_at(
     shape = jnp.shape(scores)
     k, ties = _measures.check_cut_off(k, shape), _measures.check_ties(ties, shape)
     return _per_query(_measures.recall_at(k, ties), scores, relevance, where, reduce_fn)
+
+
+def fraction_recall_at(
+    scores: ArrayLike,
+    relevance: ArrayLike,
+    *,
+    k: int,
+    where: ArrayLike | None = None,
+    ties: str = "stable",
+    reduce_fn: ReduceFn = None,
+) -> Array:
+    """Share of a query's relevant items that are among the first k: recall@k of the textbooks.
+
+    Not `recall_at`, which asks for any of them, and is the same where each query has one.
+
+    Args:
+      scores: [N, M], higher ranks first.
+      relevance: bool [N, M].
+      k: the cut-off, static, 1 ≤ k ≤ M.
+      where: bool [N, M], the items that belong to the query's gallery; default all.
+      ties: `"stable"`, equal scores rank in gallery order, or `"expected"`, the expectation over
+        all orders of tied items.
+      reduce_fn: applied to the values per query; None returns them.
+
+    Returns:
+      [N] in [0, 1]; 0 for a query without relevant items.
+
+    Raises:
+      ValueError: for k outside 1 … M, an unknown rule for ties or shapes that do not fit.
+    """
+    shape = jnp.shape(scores)
+    k, ties = _measures.check_cut_off(k, shape), _measures.check_ties(ties, shape)
+    metric = _measures.fraction_recall_at(k, ties)
+    return _per_query(metric, scores, relevance, where, reduce_fn)
+
+
+def r_precision(
+    scores: ArrayLike,
+    relevance: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    ties: str = "stable",
+    reduce_fn: ReduceFn = None,
+) -> Array:
+    """Share of relevant items among the first R_i, the number of the query's relevant items.
+
+    Args:
+      scores: [N, M], higher ranks first.
+      relevance: bool [N, M].
+      where: bool [N, M], the items that belong to the query's gallery; default all.
+      ties: `"stable"`, equal scores rank in gallery order, or `"expected"`, the expectation over
+        all orders of tied items.
+      reduce_fn: applied to the values per query; None returns them.
+
+    Returns:
+      [N] in [0, 1]; 0 for a query without relevant items.
+
+    Raises:
+      ValueError: for an unknown rule for ties or shapes that do not fit.
+    """
+    ties = _measures.check_ties(ties, jnp.shape(scores))
+    metric = _measures.of_whole_ranking("r_precision", ties)
+    return _per_query(metric, scores, relevance, where, reduce_fn)
+
+
+def average_precision_at_r(
+    scores: ArrayLike,
+    relevance: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    ties: str = "stable",
+    reduce_fn: ReduceFn = None,
+) -> Array:
+    """AP of the first R_i items, whose mean over queries is MAP@R.
+
+    1/R_i Σ_{m=1..R_i} P(m) rel(m), where P(m) is the precision at rank m, rel(m) is 1 for a
+    relevant item and 0 otherwise, and R_i is the number of the query's relevant items (Musgrave,
+    Belongie, Lim, "A Metric Learning Reality Check", ECCV 2020). Hits behind rank R_i add nothing.
+
+    Args:
+      scores: [N, M], higher ranks first.
+      relevance: bool [N, M].
+      where: bool [N, M], the items that belong to the query's gallery; default all.
+      ties: `"stable"`, equal scores rank in gallery order, or `"expected"`, the expectation over
+        all orders of tied items.
+      reduce_fn: applied to the values per query; None returns them.
+
+    Returns:
+      [N] in [0, 1]; 0 for a query without relevant items.
+
+    Raises:
+      ValueError: for an unknown rule for ties or shapes that do not fit.
+    """
+    ties = _measures.check_ties(ties, jnp.shape(scores))
+    metric = _measures.of_whole_ranking("average_precision_at_r", ties)
+    return _per_query(metric, scores, relevance, where, reduce_fn)
+
+
+def reciprocal_rank(
+    scores: ArrayLike,
+    relevance: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    ties: str = "stable",
+    reduce_fn: ReduceFn = None,
+) -> Array:
+    """1 / rank of the first relevant item, whose mean over queries is MRR.
+
+    Args:
+      scores: [N, M], higher ranks first.
+      relevance: bool [N, M].
+      where: bool [N, M], the items that belong to the query's gallery; default all.
+      ties: `"stable"`, equal scores rank in gallery order, or `"expected"`, the expectation over
+        all orders of tied items.
+      reduce_fn: applied to the values per query; None returns them.
+
+    Returns:
+      [N] in [0, 1]; 0 for a query without relevant items. With `ties="expected"` the expectation of
+      the reciprocal, which is at least the reciprocal of the expected rank.
+
+    Raises:
+      ValueError: for an unknown rule for ties or shapes that do not fit.
+    """
+    ties = _measures.check_ties(ties, jnp.shape(scores))
+    metric = _measures.of_whole_ranking("reciprocal_rank", ties)
+    return _per_query(metric, scores, relevance, where, reduce_fn)
+
+
+def first_hit_rank(
+    scores: ArrayLike,
+    relevance: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    ties: str = "stable",
+    reduce_fn: ReduceFn = None,
+) -> Array:
+    """Rank of the first relevant item, of which papers report the median and the mean (MdR, MnR).
+
+    Args:
+      scores: [N, M], higher ranks first.
+      relevance: bool [N, M].
+      where: bool [N, M], the items that belong to the query's gallery; default all.
+      ties: `"stable"`, equal scores rank in gallery order, or `"expected"`, the expectation over
+        all orders of tied items.
+      reduce_fn: applied to the values per query; None returns them.
+
+    Returns:
+      [N], 1 at best. A query without relevant items has the rank behind its gallery, 1 more than
+      that has items, so that it counts as a failure.
+
+    Raises:
+      ValueError: for an unknown rule for ties or shapes that do not fit.
+    """
+    ties = _measures.check_ties(ties, jnp.shape(scores))
+    metric = _measures.of_whole_ranking("first_hit_rank", ties)
+    return _per_query(metric, scores, relevance, where, reduce_fn)
+
+
+def ndcg_at(
+    scores: ArrayLike,
+    relevance: ArrayLike,
+    *,
+    k: int,
+    where: ArrayLike | None = None,
+    ties: str = "stable",
+    reduce_fn: ReduceFn = None,
+) -> Array:
+    """Normalised discounted cumulative gain of the first k items.
+
+    nDCG_i = Σ_{m=1..k} g(m) / log2(1 + m) divided by the largest value that any order of the
+    query's gallery gives, where g(m) is the grade of the item at rank m (Järvelin, Kekäläinen,
+    "Cumulated Gain-Based Evaluation of IR Techniques", TOIS 2002, with the discount of later
+    literature, which counts from rank 1 on). For the gain 2^grade − 1 pass that as the grades.
+
+    Args:
+      scores: [N, M], higher ranks first.
+      relevance: bool [N, M], or grades ≥ 0, integers or floats, which are the gains.
+      k: the cut-off, static, 1 ≤ k ≤ M.
+      where: bool [N, M], the items that belong to the query's gallery; default all.
+      ties: `"stable"`, equal scores rank in gallery order, or `"expected"`, the expectation over
+        all orders of tied items.
+      reduce_fn: applied to the values per query; None returns them.
+
+    Returns:
+      [N] in [0, 1]; 0 for a query without an item of a grade above 0.
+
+    Raises:
+      ValueError: for k outside 1 … M, an unknown rule for ties, shapes that do not fit, or known
+        grades that are negative or not finite.
+    """
+    shape = jnp.shape(scores)
+    k, ties = _measures.check_cut_off(k, shape), _measures.check_ties(ties, shape)
+    given = as_given(relevance, "relevance")
+    if given.dtype == bool:
+        return _per_query(_measures.ndcg_at(k, ties), scores, given, where, reduce_fn)
+    grades = as_grades(given, shape, "relevance")
+    if not isinstance(scores, jax.Array):
+        scores = np.asarray(scores)
+    if not _measures.is_traced(scores, grades, where):
+        scores = _order_numbers(np.asarray(scores)) if _rounds(scores) else scores
+    elif isinstance(scores, np.ndarray) and scores.dtype.itemsize == 8 and _rounds(scores):
+        scores = _in_order(scores)
+    where = None if where is None else as_mask(where, shape, "where")
+    values = _graded_at(scores, grades, where, k=k, ties=ties)
+    return reduce_rows(values, reduce_fn)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "ties"))
+def _graded_at(scores: Array, grades: Array, where: Array | None, *, k: int, ties: str) -> Array:
+    scores, grades = as_same_float(scores, grades)
+    if scores.ndim != 2:
+        raise ValueError(f"scores must be a matrix [N, M]; got shape {scores.shape}")
+    if where is None:
+        scores, grades = split_alike(scores, grades)
+    else:
+        scores, grades, where = split_alike(scores, grades, where)
+    return graded_gain_within(scores, grades, where, (k,), ties)[k]

@@ -349,7 +349,7 @@ def same_label(a: LabelsLike, b: LabelsLike) -> Array:
             f"labels must be [N] and [M], or [N, C] and [M, C]; got {a.shape} and {b.shape}"
         )
     if a.ndim == 2:
-        return _products(*(labels.astype(bool).astype(jnp.float32) for labels in (a, b))) > 0
+        return shared_labels(a, b) > 0
     if a.dtype != b.dtype:
         # No integer dtype holds every pair of them: those beyond the common one equal nothing.
         with jax.numpy_dtype_promotion("standard"):
@@ -358,6 +358,14 @@ def same_label(a: LabelsLike, b: LabelsLike) -> Array:
         equal = a.astype(common)[:, None] == b.astype(common)[None, :]
         return equal & (fits[0][:, None] & fits[1][None, :])
     return a[:, None] == b[None, :]
+
+
+def shared_labels(a: Array, b: Array) -> Array:
+    """How many classes multi-hot labels [N, C] and [M, C] share: floats [N, M]."""
+    a, b = split_by_rows(a), gathered(b)
+    if a.shape[1:] != b.shape[1:]:
+        raise ValueError(f"labels must be [N, C] and [M, C]; got {a.shape} and {b.shape}")
+    return _products(*(labels.astype(bool).astype(jnp.float32) for labels in (a, b)))
 
 
 DISTANCES: dict[str, Callable[[ArrayLike, ArrayLike], Array]] = {
@@ -372,3 +380,26 @@ SIMILARITIES: dict[str, Callable[[ArrayLike, ArrayLike], Array]] = {
     "posterior": posterior_similarity,
 }
 """Scores by which retrieval ranks, by name."""
+
+
+def as_similarity(
+    similarity: str | Callable[[Array, Array], Array], name: str, shape: tuple[int, ...]
+) -> Callable[[Array, Array], Array]:
+    """The function that a name of `SIMILARITIES` stands for; a function as it is.
+
+    Args:
+      similarity: a name, or (queries [B, D], gallery [M, D]) -> scores [B, M].
+      name: of the queries, for the message.
+      shape: of the queries, for the message.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if not isinstance(similarity, str):
+        return similarity
+    if similarity not in SIMILARITIES:
+        raise ValueError(
+            f"similarity must be one of {sorted(SIMILARITIES)} or a function; "
+            f"got {similarity!r} for {name} of shape {shape}"
+        )
+    return SIMILARITIES[similarity]

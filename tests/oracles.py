@@ -248,6 +248,45 @@ def recall_at_row(scores, relevant, *, k):
     return float(any(relevant[j] for j in ranking(scores)[:k]))
 
 
+def fraction_recall_at_row(scores, relevant, *, k):
+    hits = sum(relevant[j] for j in ranking(scores)[:k])
+    return hits / sum(relevant) if any(relevant) else 0.0
+
+
+def r_precision_row(scores, relevant):
+    return fraction_recall_at_row(scores, relevant, k=sum(relevant))
+
+
+def average_precision_at_r_row(scores, relevant):
+    hits, total = 0, 0.0
+    for rank, j in enumerate(ranking(scores)[: sum(relevant)], start=1):
+        if relevant[j]:
+            hits += 1
+            total += hits / rank
+    return total / sum(relevant) if any(relevant) else 0.0
+
+
+def first_hit_rank_row(scores, relevant):
+    for rank, j in enumerate(ranking(scores), start=1):
+        if relevant[j]:
+            return float(rank)
+    return len(scores) + 1.0
+
+
+def reciprocal_rank_row(scores, relevant):
+    return 1 / first_hit_rank_row(scores, relevant) if any(relevant) else 0.0
+
+
+def ndcg_at_row(scores, grades, *, k):
+    """Of grades, or of relevance, whose grades are 0 and 1."""
+
+    def gain(ordered):
+        return sum(g / math.log2(1 + rank) for rank, g in enumerate(ordered[:k], start=1))
+
+    best = gain(sorted((float(g) for g in grades), reverse=True))
+    return gain([float(grades[j]) for j in ranking(scores)]) / best if best else 0.0
+
+
 # Similarity, graph, proxies
 
 

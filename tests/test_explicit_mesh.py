@@ -97,9 +97,31 @@ CASES = {
             "mean_average_precision": {},
             "precision_at": {"k": 3},
             "recall_at": {"k": 2},
+            "fraction_recall_at": {"k": 2},
+            "r_precision": {},
+            "average_precision_at_r": {},
+            "reciprocal_rank": {},
+            "first_hit_rank": {},
+            "ndcg_at": {"k": 4},
         }.items()
     },
     "prefix_average_precision": (aa.prefix_average_precision, (SCORES, RELEVANCE)),
+    **{
+        f"ndcg_at of grades, {ties}": (
+            functools.partial(aa.ndcg_at, k=4, ties=ties),
+            (SCORES, np.asarray(3 * SCORES, np.int32)),
+        )
+        for ties in ("stable", "expected")
+    },
+    **{
+        name: (getattr(aa, name), (SCORES,))
+        for name in ("csls", "inverted_softmax", "dual_softmax")
+    },
+    "csls of a part": (lambda scores, where: aa.csls(scores, k=3, where=where), (SCORES, WHERE)),
+    "dual_softmax of a part": (
+        lambda scores, where: aa.dual_softmax(scores, where=where),
+        (SCORES, WHERE),
+    ),
     "average_precision of integers": (
         aa.average_precision,
         (np.asarray(10 * SCORES, np.int32), RELEVANCE),
@@ -140,6 +162,17 @@ CASES = {
         functools.partial(blocked, block_size=3, function=aa.mean_in_row_blocks),
         (AUDIO, GALLERY, LABELS),
     ),
+    **{
+        f"top_k, {similarity}": (
+            functools.partial(aa.top_k, k=3, similarity=similarity, block_size=4),
+            (AUDIO, GALLERY),
+        )
+        for similarity in ("cosine", "posterior")
+    },
+    "top_k of a part": (
+        lambda queries, gallery, where: aa.top_k(queries, gallery, 3, where=where),
+        (AUDIO, GALLERY, WHERE),
+    ),
     "update_memory": (aa.update_memory, (PART_FILLED, AUDIO, LABELS)),
     "update_memory with more than fits": (
         aa.update_memory,
@@ -158,7 +191,7 @@ CASES = {
 WITH_GRADIENT = [
     name
     for name, (_, arrays) in CASES.items()
-    if not name.startswith(("same_label", "correlation_graph", "update_memory"))
+    if not name.startswith(("same_label", "correlation_graph", "update_memory", "top_k"))
     and arrays[0].dtype == np.float32
 ]
 COMPILED = {
@@ -168,11 +201,16 @@ COMPILED = {
     "anchor_aware_proxies of some rows among references",
     "average_precision, expected",
     "average_precision of a part",
+    "reciprocal_rank, expected",
+    "csls of a part",
+    "dual_softmax of a part",
+    "ndcg_at of grades, expected",
     "triplet_loss of a part",
     "smooth_ap_loss",
     "cross_modal_report, cosine",
     "in_row_blocks of 3",
     "mean_in_row_blocks of 3",
+    "top_k of a part",
     "update_memory",
     "aadml_objective, contrastive",
     "class_proxy_objective, proxy_anchor",
@@ -281,7 +319,14 @@ def test_gradients_are_those_of_whole_arrays(name):
 def test_every_public_function_has_a_case():
     functions = {name for name in aa.__all__ if callable(getattr(aa, name))}
     named = {name.split()[0].rstrip(",") for name in CASES}
-    assert functions - named == {"AnchorAware", "CorrelationGraph", "Memory", "init_memory"}
+    assert functions - named == {
+        "AnchorAware",
+        "CorrelationGraph",
+        "Memory",
+        "TopK",
+        "init_memory",
+        "retrieval_report",  # cannot be traced
+    }
     assert set(CASES) >= COMPILED
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import oracles
 import pytest
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, ndcg_score
 
 import aadml_jax as aa
 
@@ -43,6 +43,11 @@ METRICS = [
         ("prefix_average_precision", oracles.prefix_average_precision_row, {}),
         ("precision_at", oracles.precision_at_row, {"k": 3}),
         ("recall_at", oracles.recall_at_row, {"k": 2}),
+        ("fraction_recall_at", oracles.fraction_recall_at_row, {"k": 3}),
+        ("r_precision", oracles.r_precision_row, {}),
+        ("average_precision_at_r", oracles.average_precision_at_r_row, {}),
+        ("reciprocal_rank", oracles.reciprocal_rank_row, {}),
+        ("ndcg_at", oracles.ndcg_at_row, {"k": 4}),
     )
     for way in WAYS
 ]
@@ -74,6 +79,16 @@ def close(actual, expected, rtol=1e-6, atol=1e-6):
         ("precision_at", {"k": 4}, [1 / 2, 1 / 2, 0.0]),
         ("recall_at", {"k": 1}, [1.0, 0.0, 0.0]),
         ("recall_at", {"k": 2}, [1.0, 1.0, 0.0]),
+        ("fraction_recall_at", {"k": 2}, [1 / 2, 1 / 2, 0.0]),
+        ("r_precision", {}, [1 / 2, 1 / 2, 0.0]),
+        ("average_precision_at_r", {}, [1 / 2, 1 / 2 / 2, 0.0]),
+        ("reciprocal_rank", {}, [1, 1 / 2, 0.0]),
+        ("first_hit_rank", {}, [1, 2, 5]),
+        (
+            "ndcg_at",
+            {"k": 3},
+            [1 / (1 + 1 / np.log2(3)), (1 / np.log2(3) + 1 / 2) / (1 + 1 / np.log2(3)), 0.0],
+        ),
     ],
 )
 @EVERY_WAY
@@ -139,7 +154,7 @@ def test_values_lie_in_the_unit_interval_and_depend_on_the_order_alone(metric, s
     )
     perfect = np.asarray(metric(relevance.astype(np.float32), relevance))
     assert np.all(perfect >= rows - 1e-6)
-    if metric.name.endswith("average_precision"):
+    if metric.name not in ("precision_at", "recall_at", "fraction_recall_at"):
         close(perfect, relevance.any(axis=1).astype(float))
 
 
@@ -285,7 +300,7 @@ def test_shapes_that_do_not_fit_raise_an_error_that_prints_them(metric, scores, 
     assert all(str(shape) in str(error.value) for shape in shapes)
 
 
-@pytest.mark.parametrize("name", ["precision_at", "recall_at"])
+@pytest.mark.parametrize("name", ["precision_at", "recall_at", "fraction_recall_at", "ndcg_at"])
 @pytest.mark.parametrize(("k", "message"), [(0, "k .*0"), (-1, "k .*-1"), (8, r"8.*\(5, 7\)")])
 def test_k_outside_the_gallery_raises(name, k, message):
     scores, relevance, _ = case(14)
@@ -301,6 +316,11 @@ def test_k_outside_the_gallery_raises(name, k, message):
         "prefix_average_precision",
         "precision_at",
         "recall_at",
+        "fraction_recall_at",
+        "r_precision",
+        "average_precision_at_r",
+        "reciprocal_rank",
+        "first_hit_rank",
     ],
 )
 @pytest.mark.parametrize("culprit", ["relevance", "where"])
@@ -316,3 +336,103 @@ def test_masks_of_other_codings_are_refused_by_name(name, culprit):
             metric(scores, **(masks | {culprit: wrong}))
     with pytest.raises(ValueError, match=f"{culprit} must be bool; got float64"):
         metric(scores, **(masks | {culprit: relevant * 0.5}))
+
+
+@EVERY_WAY
+def test_the_first_hit_of_queries_without_one_is_behind_the_gallery(way):
+    run = WAYS[way](aa.first_hit_rank)
+    scores, relevance, where = oracles.degenerate_case(15)
+    scores = jnp.asarray(scores, jnp.float32)
+    rows = run(scores, relevance, where=where)
+    close(rows, oracles.by_row(oracles.first_hit_rank_row, scores, relevance, where))
+    # Of galleries of 5, 2 (the relevant ones are excluded: 3 of 6 are left) and none.
+    assert [float(rows[i]) for i in (1, 3, 5)] == [6, 4, 1]
+    for seed in (0, 1, 2):
+        one = case(seed)
+        close(run(*one[:2], where=one[2]), oracles.by_row(oracles.first_hit_rank_row, *one))
+
+
+# nDCG of grades
+
+
+@EVERY_WAY
+def test_ndcg_of_grades_by_hand(way):
+    scores = np.array([[4.0, 3.0, 2.0, 1.0]])
+    grades = np.array([[0.5, 0, 3, 1]])
+    run = WAYS[way](aa.ndcg_at, k=3)
+    found, best = 0.5 + 3 / 2, 3 + 1 / np.log2(3) + 0.5 / 2
+    close(run(scores, grades), [found / best])
+    where = np.array([[True, False, True, False]])  # 0.5 and 3, in this order
+    close(run(scores, grades, where=where), [(0.5 + 3 / np.log2(3)) / (3 + 0.5 / np.log2(3))])
+
+
+@pytest.mark.parametrize("m", [9, 300])
+@EVERY_WAY
+def test_ndcg_of_grades_equals_scikit_learn_on_distinct_scores(m, way):
+    rng = np.random.default_rng(16)
+    scores = rng.permuted(np.tile(np.arange(m, dtype=np.float32), (6, 1)), axis=1)
+    for grades in (rng.integers(0, 4, (6, m)), rng.random((6, m)) * (rng.random((6, m)) < 0.4)):
+        grades[2] = 0
+        for k in (1, 4, 9):
+            by_row = [
+                ndcg_score(g[None], s[None], k=k) for g, s in zip(grades, scores, strict=True)
+            ]
+            close(WAYS[way](aa.ndcg_at, k=k)(scores, grades), by_row)
+
+
+@pytest.mark.parametrize("m", [9, 300])
+@EVERY_WAY
+def test_ndcg_of_grades_and_ties_equals_scikit_learn_in_expectation(m, way):
+    rng = np.random.default_rng(17)
+    scores, grades = rng.integers(0, 5, (6, m)).astype(np.float32), rng.integers(0, 4, (6, m))
+    for k in (1, 4, 9):
+        by_row = [ndcg_score(grades[[i]], scores[[i]], k=k) for i in range(6)]
+        close(WAYS[way](aa.ndcg_at, k=k, ties="expected")(scores, grades), by_row, rtol=5e-6)
+
+
+@QUIET
+@hypothesis.given(
+    hnp.arrays(np.float32, (3, 7), elements=st.sampled_from([-np.inf, -1, -0.0, 0.0, 0.5, np.inf])),
+    hnp.arrays(np.float32, (3, 7), elements=st.sampled_from([0, 0, 0.25, 1, 3])),
+    hnp.arrays(np.bool_, (3, 7)),
+)
+@EVERY_WAY
+def test_ndcg_of_grades_with_any_ties_and_masks_equals_the_float64_loop(way, scores, grades, where):
+    rows = []
+    for row, of_row, kept in zip(scores, grades, where, strict=True):
+        rows.append(oracles.ndcg_at_row(row[kept].tolist(), of_row[kept].tolist(), k=3))
+    close(WAYS[way](aa.ndcg_at, k=3)(scores, grades, where=where), rows)
+
+
+def test_ndcg_of_zeros_and_ones_is_that_of_relevance():
+    scores, relevance, where = case(18)
+    for ties in ("stable", "expected"):
+        one, other = (
+            aa.ndcg_at(scores, grades, k=3, where=where, ties=ties)
+            for grades in (relevance, np.asarray(relevance, np.int32))
+        )
+        close(one, np.asarray(other))
+
+
+def test_ndcg_of_grades_compares_scores_of_64_bits_as_they_are():
+    crowded, grades = np.array([[1 + 1e-12, 1 + 3e-12, 1 + 2e-12]]), np.array([[1, 3, 2]])
+    assert float(aa.ndcg_at(crowded, grades, k=2)[0]) == pytest.approx(1)
+    crowded[0, 1] = np.nan
+    assert np.isnan(aa.ndcg_at(crowded, grades, k=2)[0])
+    where = np.array([[True, False, True]])
+    assert float(aa.ndcg_at(crowded, grades, k=2, where=where)[0]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("grades", "message"),
+    [
+        (np.array([[1, -1]]), r"grades in relevance of shape \(1, 2\).*got -1 at \[0, 1\]"),
+        (np.array([[np.nan, 1.0]]), r"finite.*got nan at \[0, 0\]"),
+        (np.array([[1.0, np.inf]]), r"finite.*got inf at \[0, 1\]"),
+        (np.array([[1.0]]), r"relevance has shape \(1, 1\).*\(1, 2\)"),
+        (np.array([["a", "b"]]), "bool or grades"),
+    ],
+)
+def test_grades_that_cannot_be_are_refused(grades, message):
+    with pytest.raises(ValueError, match=message):
+        aa.ndcg_at(np.array([[2.0, 1.0]]), grades, k=1)

@@ -9,7 +9,11 @@ from test_explicit_mesh import CASES, full_but
 
 TYPES = [("bfloat16", "int8"), ("float32", "int32"), ("float16", "uint8")]
 # Plain calls rank on the host, in NumPy; those of other functions run what is traced.
-ON_HOST = {name for name in CASES if "precision" in name or "recall" in name or "report" in name}
+ON_HOST = {
+    name
+    for name in CASES
+    if any(part in name for part in ("precision", "recall", "rank", "ndcg", "report"))
+}
 
 
 def arrays_of(name, floating, integer):

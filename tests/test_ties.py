@@ -23,6 +23,13 @@ METRICS = {
     "precision_at_3": (oracles.precision_at_row, {"k": 3}),
     "recall_at_2": (oracles.recall_at_row, {"k": 2}),
     "recall_at_4": (oracles.recall_at_row, {"k": 4}),
+    "fraction_recall_at_3": (oracles.fraction_recall_at_row, {"k": 3}),
+    "r_precision": (oracles.r_precision_row, {}),
+    "average_precision_at_r": (oracles.average_precision_at_r_row, {}),
+    "reciprocal_rank": (oracles.reciprocal_rank_row, {}),
+    "first_hit_rank": (oracles.first_hit_rank_row, {}),
+    "ndcg_at_2": (oracles.ndcg_at_row, {"k": 2}),
+    "ndcg_at_4": (oracles.ndcg_at_row, {"k": 4}),
 }
 EVERY_METRIC = pytest.mark.parametrize("name", METRICS)
 EVERY_WAY = pytest.mark.parametrize("way", WAYS)
@@ -127,6 +134,18 @@ def test_a_gallery_that_is_one_tie_scores_by_chance(num_relevant, way):
     assert expected("precision_at_3", way, scores, relevance)[0] == pytest.approx(
         num_relevant / m, rel=1e-6
     )
+    assert expected("r_precision", way, scores, relevance)[0] == pytest.approx(
+        num_relevant / m, rel=1e-5
+    )
+    assert expected("first_hit_rank", way, scores, relevance)[0] == pytest.approx(
+        (m + 1) / (num_relevant + 1), rel=1e-6
+    )
+    chances = [num_relevant / m]  # of the first hit at each rank
+    for rank in range(1, m - num_relevant + 1):
+        chances.append(chances[-1] * (m - rank - num_relevant + 1) / (m - rank))
+    assert expected("reciprocal_rank", way, scores, relevance)[0] == pytest.approx(
+        sum(chance / rank for rank, chance in enumerate(chances, start=1)), rel=1e-4
+    )
     missed = math.comb(m - num_relevant, k) / math.comb(m, k)
     assert expected("recall_at_4", way, scores, relevance)[0] == pytest.approx(1 - missed, rel=1e-6)
 
@@ -159,9 +178,11 @@ def test_nan_shows_in_its_row_alone_and_excluded_columns_not_at_all(name, way):
 @EVERY_METRIC
 def test_rows_without_relevant_or_without_any_column_score_zero(name):
     _, relevance, where = oracles.degenerate_case(3)
+    # The first hit counts as behind galleries of 5, 3 and none.
+    without = [6, 4, 1] if name == "first_hit_rank" else [0, 0, 0]
     for way in WAYS:
         values = expected(name, way, np.ones((6, 7), np.float32), relevance, where)
-        assert np.all(values[[1, 3, 5]] == 0) and np.all(values[[0, 2, 4]] > 0)
+        assert values[[1, 3, 5]].tolist() == without and np.all(values[[0, 2, 4]] > 0)
 
 
 def test_parts_of_the_rows_keep_their_ties(monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import aadml_jax as aa
 
 RIGHT = """
-from typing import assert_type
+from typing import Any, assert_type
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,13 @@ assert_type(aa.mean_average_precision(np.asarray(scores), np.asarray(relevance))
 assert_type(aa.recall_at(scores, relevance, k=1, where=np.asarray(relevance)), jax.Array)
 assert_type(aa.triplet_loss(1 - scores, relevance, margin=np.float32(0.2)), jax.Array)
 assert_type(aa.anchor_aware_proxies(audio, classes, rows=np.arange(2)), jax.Array)
+assert_type(aa.top_k(audio, visual, 2, similarity="posterior"), aa.TopK)
+assert_type(aa.ndcg_at(scores, np.ones((4, 4)), k=2, ties="expected"), jax.Array)
+assert_type(
+    aa.retrieval_report(audio, visual, query_labels=classes, gallery_labels=[0, 1, 2, 0], ks=[1]),
+    dict[str, Any],
+)
+assert_type(aa.csls(scores, k=2), jax.Array)
 assert_type(aa.correlation_graph(audio, classes, num_neighbors=2), aa.CorrelationGraph)
 assert_type(aa.update_memory(aa.init_memory(8, 3), audio, classes), aa.Memory)
 total, parts = aa.aadml_objective(

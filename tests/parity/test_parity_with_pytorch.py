@@ -324,10 +324,16 @@ def test_metrics_of_torchmetrics(seed):
     audio, visual, relevance = case.sets()
     with oracles.x64():
         scores = np.asarray(aa.cosine_similarity(audio, visual))
-    compared = [(aa.average_precision, retrieval.RetrievalMAP, {}, {})]
+    compared = [
+        (aa.average_precision, retrieval.RetrievalMAP, {}, {}),
+        (aa.r_precision, retrieval.RetrievalRPrecision, {}, {}),
+        (aa.reciprocal_rank, retrieval.RetrievalMRR, {}, {}),
+    ]
     for k in (1, 2, 5, 20):
         compared += [(aa.precision_at, retrieval.RetrievalPrecision, {"k": k}, {"top_k": k})]
         compared += [(aa.recall_at, retrieval.RetrievalHitRate, {"k": k}, {"top_k": k})]
+        compared += [(aa.fraction_recall_at, retrieval.RetrievalRecall, {"k": k}, {"top_k": k})]
+        compared += [(aa.ndcg_at, retrieval.RetrievalNormalizedDCG, {"k": k}, {"top_k": k})]
     for metric, peer, own, others in compared:
         expected = per_query(peer, scores, relevance, **others)
         assert expected[4] == 0
@@ -343,6 +349,9 @@ def test_metrics_of_pml(seed):
         scores = aa.cosine_similarity(audio, visual)
         own = {"mean_average_precision": float(aa.mean_average_precision(scores, relevance))}
         own["precision_at_1"] = float(aa.precision_at(scores, relevance, k=1).mean())
+        own["r_precision"] = float(aa.r_precision(scores, relevance).mean())
+        at_r = float(aa.average_precision_at_r(scores, relevance).mean())
+        own["mean_average_precision_at_r"] = at_r
     knn = CustomKNN(distances.CosineSimilarity())
     calculator = AccuracyCalculator(tuple(own), k=None, knn_func=knn)  # k: the whole ranking
     expected = calculator.get_accuracy(audio, case.audio_labels, visual, case.visual_labels)
