@@ -13,9 +13,14 @@ and metrics are separate functions that compose by calling them:
 
 `aadml_objective` puts them together, with a loss of the library or one of your own.
 
+`load_run` gives the towers of a trained run, to embed features with them.
+
 This package imports jax and numpy alone. Models, data and training live in `aadml_jax.models`,
-`aadml_jax.data` and `aadml_jax.training`, to be imported by name.
+`aadml_jax.data` and `aadml_jax.training`, to be imported by name; `load_run` brings them when it is
+first asked for.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from aadml_jax._version import __version__
 from aadml_jax.anchor_aware import anchor_aware_proxies
@@ -55,6 +60,9 @@ from aadml_jax.similarity import (
     squared_euclidean_distance,
 )
 
+if TYPE_CHECKING:
+    from aadml_jax.training.loaded_runs import load_run
+
 __all__ = [
     "AnchorAware",
     "CorrelationGraph",
@@ -76,6 +84,7 @@ __all__ = [
     "in_row_blocks",
     "init_memory",
     "lifted_structure_loss",
+    "load_run",
     "margin_loss",
     "mean_average_precision",
     "multi_similarity_loss",
@@ -94,3 +103,17 @@ __all__ = [
     "triplet_loss",
     "update_memory",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs more than jax and numpy when it is asked for."""
+    if name == "load_run":
+        from aadml_jax.training.loaded_runs import load_run
+
+        globals()[name] = load_run
+        return load_run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -83,17 +83,17 @@ def run(options: Options) -> dict[str, Any]:
         raise UserError("--data_dir and --features_file name two sources; leave one of them out")
     else:
         dataset, split, warnings = dataset_of_file(stored, options.features_file)
-    config, state, progress = restore_for_evaluation(workdir, stored, options.which)
+    config, towers, progress = restore_for_evaluation(workdir, stored, options.which)
     model = build_model(config.recipe, recorded_data(stored)["num_classes"])
     test = standardize(
         dataset.test.take(slice(None)),
-        state.standardization,
+        towers.standardization,
         limit=recorded_limit(recorded_data(stored)),
     )
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     similarity = config.recipe.similarity
-    report = evaluate(model, state.params, test, all_devices("auto"), similarity=similarity)
+    report = evaluate(model, towers.params, test, all_devices("auto"), similarity=similarity)
     result = retrieval_result(report, dataset.test.labels, dataset.test_posteriors)
     what = (
         f"{options.which} checkpoint of {workdir}, epoch {progress.epoch}; {len(dataset.test)} "
@@ -110,7 +110,7 @@ def run(options: Options) -> dict[str, Any]:
         page.section("Result").table(_as_table(result))
         add_retrieval_sections(
             page,
-            *embed(model, state.params, test),
+            *embed(model, towers.params, test),
             dataset.test.labels,
             dataset.class_names or [str(number) for number in range(dataset.num_classes)],
             similarity=similarity,

@@ -23,7 +23,7 @@ OBJECTIVE = {
     "metric_weight": 1.0,
     "axis_name": None,
 }
-# name: the positional arrays, then the keyword-only parameters with their defaults
+# name: the positional arguments, then the keyword-only parameters with their defaults
 CONTRACT = {
     "cosine_similarity": (("a", "b"), {}),
     "cosine_distance": (("a", "b"), {}),
@@ -95,6 +95,7 @@ CONTRACT = {
         ("audio", "visual", "labels"),
         {"similarity": "cosine", "ks": (1, 5, 10), "ties": "expected", "block_size": 1024},
     ),
+    "load_run": (("folder",), {"which": "latest"}),
 }
 
 

@@ -5,7 +5,7 @@ not: `readers.tfds_folders`, `readers.video_records`, `writers` and `tfds_builde
 where they are used.
 """
 
-from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
+from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures, as_finite_float32
 from aadml_jax.data.readers.catalog import (
     DATASETS,
     TFDS_PREFIX,
@@ -65,6 +65,7 @@ __all__ = [
     "StoredFeatures",
     "Sums",
     "SyntheticSpec",
+    "as_finite_float32",
     "class_balanced_rows",
     "class_posteriors",
     "dataset_spec",
