@@ -92,6 +92,17 @@ def written_as_a_whole(path: pathlib.Path, mode: str = "w") -> Iterator[IO]:
     publish(temporary, path)
 
 
+def require_absent(path: str | os.PathLike[str]) -> None:
+    """Checks that nothing stands where a file is to be written.
+
+    Raises:
+      UserError: if something does.
+    """
+    path = local_path(path)
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists already; remove it or choose another file")
+
+
 def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
     """Gives a complete file its name, once its content is on the disk."""
     _sync(temporary)

@@ -16,7 +16,6 @@ from aadml_jax.errors import UserError
 from aadml_jax.reports.page import Report
 from aadml_jax.reports.retrieval import add_retrieval_sections, require_plots
 from aadml_jax.reports.tables import Table
-from aadml_jax.training.config import config_from_json
 from aadml_jax.training.evaluation import (
     DIRECTIONS,
     embed,
@@ -32,7 +31,7 @@ from aadml_jax.training.settings import check_settings, setting
 from aadml_jax.training.state import build_model
 from aadml_jax.training.stored_runs import recorded_data, restore_for_evaluation
 from experiments import command_line
-from experiments.evaluated_data import dataset_of_file, recorded_dataset
+from experiments.evaluated_data import dataset_of_file, recorded_dataset, was_deterministic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +124,8 @@ def main() -> None:
     """Sets the process up for what the flags and the run say, and evaluates."""
     options, _ = command_line.options_from_flags(Options)
     command_line.set_up_compilation_cache(options.compilation_cache)
-    if options.checkpoint is not None:
-        stored = read_run_json(local_path(options.checkpoint), CONFIG_FILE)
-        config = config_from_json(stored.get("config"), stored.get("versions"))
-        if config.recipe.deterministic:
-            command_line.set_up_determinism()
+    if was_deterministic(options.checkpoint):
+        command_line.set_up_determinism()
     run(options)
 
 
