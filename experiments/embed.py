@@ -81,14 +81,7 @@ def run(options: Options) -> pathlib.Path:
     path = write_embeddings(
         clips,
         options.output,
-        {
-            "similarity": trained.similarity,
-            "run": str(trained.folder),
-            "which": trained.which,
-            "epoch": trained.epoch,
-            "fingerprint": trained.fingerprint,
-            "source": source,
-        },
+        {**trained.provenance(), "source": source},
     )
     counts = " and ".join(f"{len(side)} {name}" for name, side in clips.rows().items())
     print(

@@ -99,6 +99,16 @@ class LoadedRun:
             digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
+    def provenance(self) -> dict[str, str | int]:
+        """Where embeddings of this run come from, as files of embeddings record it."""
+        return {
+            "similarity": self.similarity,
+            "run": str(self.folder),
+            "which": self.which,
+            "epoch": self.epoch,
+            "fingerprint": self.fingerprint,
+        }
+
     def embed_audio(self, features: npt.ArrayLike) -> np.ndarray:
         """Embeddings of clips' audio features.
 
