@@ -64,6 +64,13 @@ CONTRACT = {
     "circle_loss": (("similarities", "relevance"), {"margin": 0.4, "gamma": 80.0} | LOSS),
     "proxy_anchor_loss": (("similarities", "relevance"), {"margin": 0.1, "alpha": 32.0} | LOSS),
     "smooth_ap_loss": (("similarities", "relevance"), {"temperature": 0.01} | LOSS),
+    "sigmoid_loss": (("similarities", "relevance"), {"temperature": 0.1, "bias": -10.0} | LOSS),
+    "arcface_loss": (("similarities", "relevance"), {"margin": 0.5, "scale": 64.0} | LOSS),
+    "cosface_loss": (("similarities", "relevance"), {"margin": 0.35, "scale": 64.0} | LOSS),
+    "mine_multi_similarity": (("similarities", "relevance"), {"epsilon": 0.1, "where": None}),
+    "mine_hard_negatives": (("similarities", "relevance"), {"k": 1, "where": None}),
+    "symmetric": (("loss",), {}),
+    "checked": (("loss",), {}),
     "squared_label_loss": (("outputs", "targets"), {"reduce_fn": jnp.mean}),
     "cross_entropy_label_loss": (("outputs", "targets"), {"reduce_fn": jnp.mean}),
     "aadml_objective": (
