@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from aadml_jax._arrays import Array, ArrayLike, as_pairs, as_scalar, check_count
+from aadml_jax._ordering import last_key, order_keys
 
 
 def mine_multi_similarity(
@@ -55,8 +56,7 @@ def mine_multi_similarity(
     # Written so that NaN, which fails every comparison, is kept.
     is_near = negatives & ~(similarities <= least - epsilon)
     is_far = positives & ~(similarities >= most + epsilon)
-    has_both = jnp.any(positives, axis=1) & jnp.any(negatives, axis=1)
-    return (is_near | is_far) & has_both[:, None]
+    return is_near | is_far
 
 
 def mine_hard_negatives(
@@ -94,8 +94,8 @@ def mine_hard_negatives(
     similarities, positives, negatives = _constant_pairs(similarities, relevance, where)
     k = check_count(k, "k", similarities.shape)
     # Similarity falls along the order, NaN first and what is no negative last.
-    hardness = jnp.where(jnp.isnan(similarities), jnp.inf, similarities)
-    order = jnp.lexsort((-hardness, ~negatives), axis=1)
+    keys = order_keys(jnp.where(jnp.isnan(similarities), -jnp.inf, -similarities))
+    order = jnp.argsort(jnp.where(negatives, keys, last_key(keys)), axis=1, stable=True)
     places = jnp.argsort(order, axis=1)
     return positives | (negatives & (places < k))
 
