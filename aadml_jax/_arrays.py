@@ -99,10 +99,17 @@ def as_mask(mask: Any, shape: tuple[int, ...], name: str) -> Array:
     While integers are traced, their values cannot be checked: any but 0 is true.
     """
     given = as_given(mask, name)
+    of_labels = ""
+    if name == "relevance" and given.shape != shape:
+        of_labels = "; labels become relevance by same_label(anchor_labels, reference_labels)"
     if given.dtype != bool and not _is_integer(given):
-        raise ValueError(f"{name} must be bool; got {given.dtype} of shape {given.shape}")
+        raise ValueError(
+            f"{name} must be bool; got {given.dtype} of shape {given.shape}{of_labels}"
+        )
     if given.shape != shape:
-        raise ValueError(f"{name} has shape {given.shape}, but the pairs have shape {shape}")
+        raise ValueError(
+            f"{name} has shape {given.shape}, but the pairs have shape {shape}{of_labels}"
+        )
     _check_zeros_and_ones(given, name, "compare it with what counts as true, as in grades > 1")
     return jnp.asarray(given).astype(bool)
 
@@ -233,14 +240,21 @@ def as_labels(labels: Any, *, num_classes: int | None = None, dtype: Any = None)
     given = as_given(labels, "labels")
     is_integer = _is_integer(given)
     if not (is_integer or given.dtype == bool or jnp.issubdtype(given.dtype, jnp.floating)):
+        remedy = ""
+        if given.dtype.kind in "USTO":  # text, or objects that may be text
+            remedy = (
+                "; number the classes first, those of all sets together, as by "
+                "np.unique(names, return_inverse=True)[1]"
+            )
         raise ValueError(
             "labels must be class numbers, integers [N], or multi-hot rows of 0 and 1 [N, C]; "
-            f"got {given.dtype} of shape {given.shape}"
+            f"got {given.dtype} of shape {given.shape}{remedy}"
         )
     if given.ndim == 1:
         if not is_integer:
             raise ValueError(
-                f"class numbers must be integers; got {given.dtype} of shape {given.shape}"
+                f"class numbers must be integers; got {given.dtype} of shape {given.shape}; if "
+                "they are whole numbers, convert them by labels.astype(int)"
             )
         _check_class_numbers(given, num_classes, dtype)
     elif given.ndim == 2:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pathlib
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
@@ -92,8 +93,42 @@ def written_as_a_whole(path: pathlib.Path, mode: str = "w") -> Iterator[IO]:
     publish(temporary, path)
 
 
+@contextlib.contextmanager
+def folder_written_as_a_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder, to be filled with files, that becomes `path` once all are complete and on the disk.
+
+    After an error nothing is left of it. `path` must not exist, or be an empty folder.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            _sync(file)
+        publish(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def require_absent(path: str | os.PathLike[str], kind: str = "file") -> None:
+    """Checks that nothing stands where a file or a folder is to be written.
+
+    Args:
+      path: of what is to be written.
+      kind: "file" or "folder", for the message.
+
+    Raises:
+      UserError: if something does.
+    """
+    path = local_path(path)
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists already; remove it or choose another {kind}")
+
+
 def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """Gives a complete file its name, once its content is on the disk."""
+    """Gives a complete file or folder its name, once its content is on the disk."""
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)

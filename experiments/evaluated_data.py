@@ -1,9 +1,10 @@
-"""Which rows `experiments.evaluate` ranks: those of the run, wherever they are, or of a file."""
+"""Which rows a trained run is used on: its own, wherever they are now, or those of a file."""
 
 import dataclasses
 import os
 from typing import Any, NamedTuple
 
+from aadml_jax._files import local_path
 from aadml_jax.data import (
     TFDS_PREFIX,
     RetrievalDataset,
@@ -13,6 +14,7 @@ from aadml_jax.data import (
 )
 from aadml_jax.errors import UserError
 from aadml_jax.training.config import DataConfig, config_from_json
+from aadml_jax.training.run_folder import CONFIG_FILE, read_run_json
 from aadml_jax.training.setup import split, split_in_words
 from aadml_jax.training.stored_runs import recorded_data
 
@@ -29,6 +31,21 @@ class EvaluatedData(NamedTuple):
     dataset: RetrievalDataset
     words: str
     warnings: tuple[str, ...] = ()
+
+
+def was_deterministic(checkpoint: str | None) -> bool:
+    """Whether a run was trained with --deterministic; to be asked before JAX starts.
+
+    Args:
+      checkpoint: the run's folder, None if none is given.
+
+    Raises:
+      UserError: if the folder is not that of a run.
+    """
+    if checkpoint is None:
+        return False
+    stored = read_run_json(local_path(checkpoint), CONFIG_FILE)
+    return config_from_json(stored.get("config"), stored.get("versions")).recipe.deterministic
 
 
 def recorded_dataset(stored: dict[str, Any], data_dir: str | None = None) -> EvaluatedData:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aadml_jax._files import local_path
+from aadml_jax._files import local_path, require_absent
 from aadml_jax.data import (
     DATASETS,
     TFDS_PREFIX,
@@ -30,7 +30,7 @@ from aadml_jax.data import (
 )
 
 # Past the face of `aadml_jax.data`, here and below: what needs TFDS is slow to import.
-from aadml_jax.data.writers.feature_file import require_absent, write_feature_file
+from aadml_jax.data.writers.feature_file import write_feature_file
 from aadml_jax.data.writers.summary import DatasetSummary
 from aadml_jax.errors import UserError
 from aadml_jax.training.settings import COUNT, check_settings, setting

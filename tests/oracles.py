@@ -158,6 +158,34 @@ def ntxent_row(similarities, relevant, *, temperature):
     return mean(-math.log(p / (p + against)) for p in own)
 
 
+def sigmoid_row(similarities, relevant, *, temperature, bias):
+    signs = (-1 if is_positive else 1 for is_positive in relevant)
+    return sum(
+        softplus(sign * (s / temperature + bias))
+        for sign, s in zip(signs, similarities, strict=True)
+    )
+
+
+def cosface_row(similarities, relevant, *, margin, scale):
+    return _margin_softmax(similarities, relevant, lambda s: s - margin, scale)
+
+
+def arcface_row(similarities, relevant, *, margin, scale):
+    def own(s):
+        angle = math.acos(min(1.0, max(-1.0, s)))
+        return (
+            math.cos(angle + margin) if angle + margin <= math.pi else s - margin * math.sin(margin)
+        )
+
+    return _margin_softmax(similarities, relevant, own, scale)
+
+
+def _margin_softmax(similarities, relevant, own, scale):
+    positives, negatives = sides(similarities, relevant)
+    others = sum(math.exp(scale * s) for s in negatives)
+    return mean(math.log1p(others / math.exp(scale * own(s))) for s in positives)
+
+
 def supcon_row(similarities, relevant, *, temperature):
     positives, _ = sides(similarities, relevant)
     total = sum(math.exp(s / temperature) for s in similarities)

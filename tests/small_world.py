@@ -5,14 +5,15 @@ import json
 import jax
 import numpy as np
 
-from aadml_jax.data import SyntheticSpec, make_synthetic
-from aadml_jax.training.config import TrainConfig
+from aadml_jax.data import SyntheticSpec, identity_standardization, make_synthetic
+from aadml_jax.training.checkpoints import Checkpoints
+from aadml_jax.training.config import TrainConfig, config_from_json
 from aadml_jax.training.local_data import load_local_data
 from aadml_jax.training.loop import run_training
 from aadml_jax.training.run_folder import RunFolder
 from aadml_jax.training.setup import resolve
 from aadml_jax.training.state import init_state
-from aadml_jax.training.stored_runs import restore_for_evaluation
+from aadml_jax.training.stored_runs import recorded_data
 
 SPEC = SyntheticSpec(num_classes=3, audio_dim=8, visual_dim=12, train_size=50, test_size=20)
 DATASET = make_synthetic(SPEC)
@@ -49,8 +50,18 @@ def stored_config(folder):
 
 
 def restored(folder, which="latest"):
-    """State and progress of a checkpoint."""
-    return restore_for_evaluation(folder, stored_config(folder), which)[1:]
+    """Whole state and progress of a checkpoint."""
+    stored = stored_config(folder)
+    data = recorded_data(stored)
+    template = init_state(
+        config_from_json(stored["config"]).recipe,
+        num_classes=data["num_classes"],
+        standardization=identity_standardization(data["audio_dim"], data["visual_dim"]),
+    )
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        if which == "latest":
+            return checkpoints.restore_latest(template)
+        return checkpoints.restore(checkpoints.best()[0], template)
 
 
 def restored_bytes(folder, which="latest"):

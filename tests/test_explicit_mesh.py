@@ -134,6 +134,10 @@ CASES = {
         for name in (*METRIC_LOSSES, "average_precision")
     },
     **{name: (getattr(aa, name), (SCORES, RELEVANCE)) for name in METRIC_LOSSES},
+    "symmetric of a loss": (aa.symmetric(aa.ntxent_loss), (SCORES, RELEVANCE)),
+    "checked, a loss": (aa.checked(aa.ntxent_loss), (SCORES, RELEVANCE)),
+    "mine_multi_similarity": (aa.mine_multi_similarity, (SCORES, RELEVANCE)),
+    "mine_hard_negatives": (functools.partial(aa.mine_hard_negatives, k=2), (SCORES, RELEVANCE)),
     **{
         name: (getattr(aa, name), (AUDIO, SEVERAL))
         for name in ("squared_label_loss", "cross_entropy_label_loss")
@@ -191,7 +195,7 @@ CASES = {
 WITH_GRADIENT = [
     name
     for name, (_, arrays) in CASES.items()
-    if not name.startswith(("same_label", "correlation_graph", "update_memory", "top_k"))
+    if not name.startswith(("same_label", "correlation_graph", "update_memory", "top_k", "mine_"))
     and arrays[0].dtype == np.float32
 ]
 COMPILED = {
@@ -320,11 +324,8 @@ def test_every_public_function_has_a_case():
     functions = {name for name in aa.__all__ if callable(getattr(aa, name))}
     named = {name.split()[0].rstrip(",") for name in CASES}
     assert functions - named == {
-        "AnchorAware",
-        "CorrelationGraph",
-        "Memory",
-        "TopK",
-        "init_memory",
+        *("AnchorAware", "CorrelationGraph", "Memory", "TopK"),
+        *("init_memory", "load_run"),
         "retrieval_report",  # cannot be traced
     }
     assert set(CASES) >= COMPILED

@@ -25,7 +25,7 @@ OBJECTIVE = {
     "stacked": False,
     "block_size": None,
 }
-# name: the positional arrays, then the keyword-only parameters with their defaults
+# name: the positional arguments, then the keyword-only parameters with their defaults
 CONTRACT = {
     "cosine_similarity": (("a", "b"), {}),
     "cosine_distance": (("a", "b"), {}),
@@ -67,6 +67,13 @@ CONTRACT = {
     "circle_loss": (("similarities", "relevance"), {"margin": 0.4, "gamma": 80.0} | LOSS),
     "proxy_anchor_loss": (("similarities", "relevance"), {"margin": 0.1, "alpha": 32.0} | LOSS),
     "smooth_ap_loss": (("similarities", "relevance"), {"temperature": 0.01} | LOSS),
+    "sigmoid_loss": (("similarities", "relevance"), {"temperature": 0.1, "bias": -10.0} | LOSS),
+    "arcface_loss": (("similarities", "relevance"), {"margin": 0.5, "scale": 64.0} | LOSS),
+    "cosface_loss": (("similarities", "relevance"), {"margin": 0.35, "scale": 64.0} | LOSS),
+    "mine_multi_similarity": (("similarities", "relevance"), {"epsilon": 0.1, "where": None}),
+    "mine_hard_negatives": (("similarities", "relevance"), {"k": 1, "where": None}),
+    "symmetric": (("loss",), {}),
+    "checked": (("loss",), {}),
     "squared_label_loss": (("outputs", "targets"), {"reduce_fn": jnp.mean}),
     "cross_entropy_label_loss": (("outputs", "targets"), {"reduce_fn": jnp.mean}),
     "aadml_objective": (
@@ -128,6 +135,7 @@ CONTRACT = {
         ("audio", "visual", "labels"),
         {"similarity": "cosine", "ks": (1, 5, 10), "ties": "expected", "block_size": 1024},
     ),
+    "load_run": (("folder",), {"which": "latest"}),
 }
 
 

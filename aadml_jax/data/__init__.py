@@ -1,11 +1,12 @@
 """Audio-visual feature data on the host: checked NumPy arrays from files or from a generator.
 
 What other rooms may import is listed here. The modules that need TFDS, which is slow to import, are
-not: `readers.tfds_folders`, `readers.video_records`, `writers` and `tfds_builders` are imported
-where they are used.
+not: `readers.tfds_folders`, `readers.video_records`, the writers of data sets and `tfds_builders`
+are imported where they are used.
 """
 
-from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures
+from aadml_jax.data.clip_arrays import ClipArrays, ModalityRows, fits_class_names
+from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures, as_finite_float32
 from aadml_jax.data.readers.catalog import (
     DATASETS,
     TFDS_PREFIX,
@@ -15,6 +16,7 @@ from aadml_jax.data.readers.catalog import (
     reopen_dataset,
     unknown_name,
 )
+from aadml_jax.data.readers.clip_arrays import read_clip_features, read_embeddings
 from aadml_jax.data.readers.clip_files import open_clip_files
 from aadml_jax.data.readers.feature_files import load_feature_file, open_feature_file
 from aadml_jax.data.readers.hdf5 import open_hdf5
@@ -48,6 +50,7 @@ from aadml_jax.data.synthetic import (
     class_posteriors,
     make_synthetic,
 )
+from aadml_jax.data.writers.embeddings import write_embeddings
 
 __all__ = [
     "DATASETS",
@@ -56,19 +59,23 @@ __all__ = [
     "SYNTHETIC",
     "SYNTHETIC_VEGAS",
     "TFDS_PREFIX",
+    "ClipArrays",
     "DatasetSpec",
     "FeatureStandardization",
     "MeasuredStandardization",
+    "ModalityRows",
     "PairedFeatures",
     "PreparedFacts",
     "RetrievalDataset",
     "StoredFeatures",
     "Sums",
     "SyntheticSpec",
+    "as_finite_float32",
     "class_balanced_rows",
     "class_posteriors",
     "dataset_spec",
     "fit_standardization",
+    "fits_class_names",
     "identity_standardization",
     "keyed_order",
     "load_feature_file",
@@ -78,6 +85,8 @@ __all__ = [
     "open_dataset",
     "open_feature_file",
     "open_hdf5",
+    "read_clip_features",
+    "read_embeddings",
     "reopen_dataset",
     "representative_classes",
     "rows_with_class_counts_of",
@@ -89,4 +98,5 @@ __all__ = [
     "with_fold",
     "with_test_group",
     "with_train_fraction",
+    "write_embeddings",
 ]

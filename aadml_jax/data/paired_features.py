@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from aadml_jax.data.validation import (
     NonFiniteRows,
@@ -52,7 +53,7 @@ class PairedFeatures:
     def __post_init__(self):
         for field in ("audio", "visual"):
             what = f"{field} of {self.name}"
-            object.__setattr__(self, field, _as_finite_float32(getattr(self, field), what))
+            object.__setattr__(self, field, as_finite_float32(getattr(self, field), what))
         labels = checked_labels(self.labels, what=f"labels of {self.name}")
         object.__setattr__(self, "labels", labels)
         require_equal_lengths(
@@ -181,8 +182,16 @@ class StoredFeatures:
         return np.concatenate([block.row_digests() for block in self.blocks()])
 
 
-def _as_finite_float32(features: np.ndarray, what: str) -> np.ndarray:
-    """Checks a feature matrix and converts it to float32 [N, D]."""
+def as_finite_float32(features: npt.ArrayLike, what: str) -> np.ndarray:
+    """Checks a feature matrix and converts it to float32 [N, D].
+
+    Args:
+      features: Of any real dtype.
+      what: What messages call it.
+
+    Raises:
+      UserError: It is no matrix, is empty, or holds what is not finite in float32.
+    """
     require_unmasked(features, what=what)
     features = np.asarray(features)
     if features.ndim != 2:

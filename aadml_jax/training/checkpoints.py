@@ -7,7 +7,9 @@ second newest is what a run falls back to if the newest was damaged on disk.
 
 Beside the arrays lies a record of their names, dtypes and shapes, with a digest of their bytes: a
 bit that changed on disk is found on restoring, and a checkpoint of other arrays is told from a
-damaged one. Checkpoints of versions that wrote no digest are restored without the check.
+damaged one. What the towers' outputs depend on has a digest of its own, so that it is restored and
+checked without the rest. Checkpoints of versions that wrote no digest are restored without the
+check.
 
 Of the processes of a run, which all hold the whole state, the primary one writes and reads; the
 others get from it what it has read. So no two of them can take a different view of what is on disk.
@@ -19,7 +21,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -28,10 +30,12 @@ from absl import logging
 
 from aadml_jax.errors import UserError, one_line
 from aadml_jax.training.processes import allreduce_max, broadcast, fail_together, is_primary
-from aadml_jax.training.state import TrainState
+from aadml_jax.training.state import TrainedTowers, TrainState
 
 FOLDER = "checkpoints"
 _KEPT_LATEST = 2
+# Of a checkpoint the whole, or the part that is used after training.
+_State = TypeVar("_State", TrainState, TrainedTowers)
 
 
 class _Damaged(Exception):
@@ -153,14 +157,15 @@ class Checkpoints:
         maps = {step: value for step, value in self._mean_maps.items() if value is not None}
         return max(maps, key=lambda step: (maps[step], step), default=None)
 
-    def restore_latest(self, template: TrainState) -> tuple[TrainState, Progress] | None:
+    def restore_latest(self, template: _State) -> tuple[_State, Progress] | None:
         """The newest checkpoint that can be read; None if there is none at all.
 
         A damaged one is reported on the log, and the one before it is tried. It stays on disk until
         the run comes to its step again.
 
         Args:
-          template: a state of the right structure, shapes and dtypes.
+          template: a state of the right structure, shapes and dtypes; of `TrainedTowers` nothing
+            else is read.
 
         Raises:
           UserError: in every process, if checkpoints exist but none can be read, or they are of
@@ -175,7 +180,7 @@ class Checkpoints:
             return None
         return self._broadcast(restored, template)
 
-    def _newest(self, template: TrainState) -> tuple[TrainState, Progress] | None:
+    def _newest(self, template: _State) -> tuple[_State, Progress] | None:
         """What `restore_latest` returns, in the primary process; None in the others."""
         if self._manager is None:
             return None
@@ -195,8 +200,8 @@ class Checkpoints:
         return None
 
     def _broadcast(
-        self, restored: tuple[TrainState, Progress] | None, template: TrainState
-    ) -> tuple[TrainState, Progress]:
+        self, restored: tuple[_State, Progress] | None, template: _State
+    ) -> tuple[_State, Progress]:
         """What the primary process restored, in every process."""
         empty = _like(template), Progress(0, 0.0, None)
         state, progress = restored or empty
@@ -210,12 +215,12 @@ class Checkpoints:
         )
         return jax.tree.unflatten(structure, leaves), progress
 
-    def restore(self, step: int, template: TrainState) -> tuple[TrainState, Progress]:
+    def restore(self, step: int, template: _State) -> tuple[_State, Progress]:
         """The checkpoint of one step, in the primary process.
 
         Args:
           step: of the checkpoint.
-          template: a state of the right structure, shapes and dtypes.
+          template: see `restore_latest`.
 
         Raises:
           UserError: if it is damaged, or is one of other arrays than those of the template.
@@ -228,31 +233,60 @@ class Checkpoints:
                 "or evaluate the newest with --which=latest"
             ) from error
 
-    def _read(self, step: int, template: TrainState) -> tuple[TrainState, Progress]:
+    def _read(self, step: int, template: _State) -> tuple[_State, Progress]:
         record = self._record(step)
         expected = _like(template)._asdict()
         wanted = _described(expected)
+        is_whole = isinstance(template, TrainState)
+
+        def require_same_arrays(leaves: dict[str, str]) -> None:
+            found = {name: of for name, of in leaves.items() if name.split("/")[0] in expected}
+            self._require_same_arrays(step, found, wanted)
+
         if "leaves" in record:
-            self._require_same_arrays(step, record["leaves"], wanted)
+            require_same_arrays(record["leaves"])
         try:
-            restored = self._restored(step, state=ocp.args.StandardRestore(expected))["state"]
+            if is_whole:
+                restored = self._restored(step, state=ocp.args.StandardRestore(expected))["state"]
+            else:
+                restored = self._restored_part(step, expected)
             found = _described(restored)
         except Exception as error:  # whatever a damaged file makes the reader raise
             if "leaves" not in record:
-                self._require_same_arrays(step, self._names_on_disk(step), wanted)
+                require_same_arrays(self._names_on_disk(step))
             raise _Damaged(one_line(error)) from error
         progress = Progress(*(record[field.name] for field in dataclasses.fields(Progress)))
         if "leaves" not in record:
-            self._require_same_arrays(step, found, wanted)
-        elif found != wanted or _digest(restored, found, progress) != record["digest"]:
-            raise _Damaged("its arrays are not those that were written")
+            require_same_arrays(found)
+        elif is_whole:
+            digest = _digest(restored, found, dataclasses.asdict(progress))
+            self._require_as_written(found == wanted and digest == record["digest"])
+        else:
+            # A version without this digest wrote that of all arrays alone.
+            digest = _digest(restored, found)
+            self._require_as_written(
+                found == wanted and digest == record.get("towers_digest", digest)
+            )
         return type(template)(**restored), progress
+
+    def _require_as_written(self, is_right: bool) -> None:
+        if not is_right:
+            raise _Damaged("its arrays are not those that were written")
 
     def _restored(self, step: int, **args: ocp.args.CheckpointArgs) -> Any:
         """Parts of a checkpoint by their names, in the primary process."""
         if self._manager is None:
             raise ValueError("only the primary process restores checkpoints")
         return self._manager.restore(step, args=ocp.args.Composite(**args))
+
+    def _restored_part(self, step: int, expected: dict[str, Any]) -> dict[str, Any]:
+        """Some of the arrays of a checkpoint, the others being left on disk."""
+        folder: Any = self._folder / str(step) / "state"
+        as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), expected)
+        return ocp.PyTreeCheckpointHandler().restore(
+            folder,
+            args=ocp.args.PyTreeRestore(expected, restore_args=as_arrays, partial_restore=True),
+        )
 
     def _record(self, step: int) -> dict[str, Any]:
         """What was written beside the arrays.
@@ -310,10 +344,12 @@ class _NewestAndBest:
 
 def _record_of(host: dict[str, Any], progress: Progress) -> dict[str, Any]:
     leaves = _described(host)
+    towers = {name: host[name] for name in TrainedTowers._fields}
     record = {
         **dataclasses.asdict(progress),
         "leaves": leaves,
-        "digest": _digest(host, leaves, progress),
+        "digest": _digest(host, leaves, dataclasses.asdict(progress)),
+        "towers_digest": _digest(towers, _described(towers)),
     }
     return {**record, "check": _digest_of_record(record)}
 
@@ -326,10 +362,10 @@ def _described(tree: Any) -> dict[str, str]:
     }
 
 
-def _digest(host: Any, leaves: dict[str, str], progress: Progress) -> str:
-    """Digest of all that a checkpoint holds."""
+def _digest(host: Any, *described: dict[str, Any]) -> str:
+    """Digest of host arrays, and of what describes them."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([leaves, dataclasses.asdict(progress)], sort_keys=True).encode())
+    digest.update(json.dumps(described, sort_keys=True).encode())
     for leaf in jax.tree.leaves(host):
         digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
@@ -340,8 +376,8 @@ def _digest_of_record(record: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _like(template: TrainState) -> TrainState:
+def _like(template: _State) -> _State:
     """Host arrays of the same shapes and dtypes."""
     return jax.tree.map(
-        lambda leaf: np.empty(leaf.shape, leaf.dtype), jax.eval_shape(lambda: template)
+        lambda leaf: np.empty(leaf.shape, leaf.dtype), jax.eval_shape(lambda state: state, template)
     )

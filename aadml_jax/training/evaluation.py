@@ -11,8 +11,12 @@ from jax.sharding import PartitionSpec as P
 from scipy import sparse
 
 from aadml_jax._arrays import Array
-from aadml_jax.cross_modal import cross_modal_report, sharded_cross_modal_report
-from aadml_jax.data import PairedFeatures
+from aadml_jax.cross_modal import (
+    cross_modal_report,
+    sharded_cross_modal_report,
+    two_set_report,
+)
+from aadml_jax.data import ClipArrays, PairedFeatures
 from aadml_jax.models import TwoTowers
 from aadml_jax.row_blocks import rows_at_once
 from aadml_jax.training.parallel import AXIS, Placement
@@ -202,8 +206,12 @@ class _ReportOptions(NamedTuple):
     @classmethod
     def of(cls, num_rows: int, similarity: str) -> "_ReportOptions":
         """Those of so many clips."""
-        ks = tuple(k for k in _CUT_OFFS if k <= num_rows)
-        return cls(similarity, ks, min(_RANKED_AT_ONCE, rows_at_once(num_rows)))
+        block_size = min(_RANKED_AT_ONCE, rows_at_once(num_rows))
+        return cls(similarity, _cut_offs(num_rows), block_size)
+
+
+def _cut_offs(num_rows: int) -> tuple[int, ...]:
+    return tuple(k for k in _CUT_OFFS if k <= num_rows)
 
 
 @functools.cache
@@ -263,7 +271,7 @@ def tie_warning(result: Mapping[str, Any]) -> str | None:
     )
 
 
-def chance_map(labels: np.ndarray) -> float:
+def chance_map(labels: np.ndarray, gallery_labels: np.ndarray | None = None) -> float:
     """Expected MAP of a random ranking in which each clip is query and gallery item.
 
     With R of M items relevant, the expected AP of a uniformly random order is
@@ -272,36 +280,57 @@ def chance_map(labels: np.ndarray) -> float:
 
     Args:
       labels: int [M]; or multi-hot, bool [M, C], at least one class a clip.
+      gallery_labels: of the gallery, where it holds other clips than the queries; then `labels` are
+        [N] or [N, C], and a query without relevant items counts as 0.
     """
-    num_items = len(labels)
+    gallery_labels = labels if gallery_labels is None else gallery_labels
+    num_items = len(gallery_labels)
+    relevant = relevant_counts(labels, gallery_labels).astype(np.float64)
     if num_items == 1:
-        return 1.0
-    relevant = _relevant_counts(labels).astype(np.float64)
+        return float(np.mean(relevant))
     first_share = np.sum(1 / np.arange(1, num_items + 1)) / num_items
     expected = first_share + (relevant - 1) / (num_items - 1) * (1 - first_share)
-    return float(np.mean(expected))
+    return float(np.mean(np.where(relevant == 0, 0, expected)))
 
 
-def _relevant_counts(labels: np.ndarray) -> np.ndarray:
-    """How many clips share a class with each clip, itself included, int [M]."""
+def relevant_counts(labels: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
+    """How many clips of a gallery share a class with each query.
+
+    Args:
+      labels: of the queries, int [N], or multi-hot, bool [N, C].
+      gallery_labels: of the same kind, [M] or [M, C].
+
+    Returns:
+      int [N], from 0 to M.
+    """
     # Clips with equal labels have equal counts, and usually there are many of them.
-    keys = labels
-    if labels.ndim == 2:
-        bits = np.packbits(labels, axis=1)
-        keys = bits.view(f"V{bits.shape[1]}")[:, 0]
+    if labels.ndim == 1:
+        classes, counts = np.unique(gallery_labels, return_counts=True)
+        places = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+        return np.where(classes[places] == labels, counts[places], 0)
+    rows, inverse, _ = _distinct_rows(labels)
+    gallery_rows, _, counts = _distinct_rows(gallery_labels)
+    blocks = []
+    for start in range(0, rows.shape[0], _BLOCK_ROWS):
+        shared_classes = rows[start : start + _BLOCK_ROWS] @ gallery_rows.T
+        shared_classes.data[:] = 1
+        blocks.append(shared_classes @ counts)
+    return np.concatenate(blocks)[inverse]
+
+
+def _distinct_rows(labels: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The distinct rows of multi-hot labels, sparse, each row's place among them, and their counts.
+
+    Clips of the same classes are one row.
+    """
+    bits = np.packbits(labels, axis=1)
     _, first, inverse, counts = np.unique(
-        keys, return_index=True, return_inverse=True, return_counts=True
+        bits.view(f"V{bits.shape[1]}")[:, 0],
+        return_index=True,
+        return_inverse=True,
+        return_counts=True,
     )
-    if labels.ndim == 2:
-        distinct = labels[first]
-        rows = sparse.csr_array(distinct.astype(np.int32))
-        blocks = []
-        for start in range(0, len(distinct), _BLOCK_ROWS):
-            shared_classes = rows[start : start + _BLOCK_ROWS] @ rows.T
-            shared_classes.data[:] = 1
-            blocks.append(shared_classes @ counts)
-        counts = np.concatenate(blocks)
-    return counts[inverse]
+    return sparse.csr_array(labels[first].astype(np.int32)), inverse, counts
 
 
 def retrieval_result(
@@ -313,13 +342,49 @@ def retrieval_result(
     reference = None
     if test_posteriors is not None:
         reference = bayes_reference(*test_posteriors, test_labels)
+    return _result(report, chance_map(test_labels), reference)
+
+
+def embeddings_result(clips: ClipArrays, *, similarity: str) -> dict[str, Any]:
+    """The content of a result for embeddings that come from anywhere.
+
+    Args:
+      clips: both modalities with labels, paired or not.
+      similarity: by which retrieval ranks, `"cosine"` or `"posterior"`.
+
+    Returns:
+      What `retrieval_result` gives; where the clips are no pairs, chance differs between the
+      directions: "chance" is its mean, and "chance_map" has all three.
+    """
+    audio, visual = clips.audio, clips.visual
+    if audio is None or visual is None or audio.labels is None or visual.labels is None:
+        raise ValueError(f"both modalities and their labels are needed; got {clips.name}")
+    ks = _cut_offs(min(len(audio), len(visual)))
+    if clips.is_paired:
+        report = cross_modal_report(
+            audio.values, visual.values, audio.labels, similarity=similarity, ks=ks
+        )
+        return _result(_as_floats(report), chance_map(audio.labels), None)
+    report = two_set_report(
+        audio.values, visual.values, audio.labels, visual.labels, similarity=similarity, ks=ks
+    )
+    to_visual = chance_map(audio.labels, visual.labels)
+    to_audio = chance_map(visual.labels, audio.labels)
+    chance = (to_visual, to_audio, (to_visual + to_audio) / 2)
+    result = _result(_as_floats(report), chance[2], None)
+    return {**result, "chance_map": dict(zip(DIRECTIONS, chance, strict=True))}
+
+
+def _result(
+    report: dict[str, Any], chance: float, reference: dict[str, Any] | None
+) -> dict[str, Any]:
     return {
         "map": {direction: report[direction]["map"] for direction in DIRECTIONS},
         "prefix_map": {direction: report[direction]["prefix_map"] for direction in DIRECTIONS},
         "precision_at_k": report["mean"]["precision_at_k"],
         "recall_at_k": report["mean"]["recall_at_k"],
         "tied_pairs": {direction: report[direction]["tied_pairs"] for direction in DIRECTIONS},
-        "chance": chance_map(test_labels),
+        "chance": chance,
         "bayes_reference": None if reference is None else reference["mean"]["map"],
         "bayes_reference_map": None
         if reference is None

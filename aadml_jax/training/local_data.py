@@ -146,6 +146,7 @@ def load_local_data(
             "test_rows": len(dataset.test),
             "shared_rows": facts.shared_rows,
             "num_classes": dataset.num_classes,
+            "class_names": list(dataset.class_names),
             "multi_label": dataset.is_multi_label,
             "audio_dim": dataset.audio_dim,
             "visual_dim": dataset.visual_dim,

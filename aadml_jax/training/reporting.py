@@ -190,7 +190,9 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float
     rows = [("MAP", result["map"]), ("prefix MAP", result["prefix_map"])]
     if result["bayes_reference"] is not None:
         rows.append(("Bayes reference (MAP)", result["bayes_reference_map"]))
-    rows.append(("chance (MAP)", dict.fromkeys(DIRECTIONS, result["chance"])))
+    # Of clips that are no pairs it differs between the directions.
+    chance = result.get("chance_map") or dict.fromkeys(DIRECTIONS, result["chance"])
+    rows.append(("chance (MAP)", chance))
     return rows
 
 

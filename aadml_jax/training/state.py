@@ -9,7 +9,7 @@ import optax
 
 from aadml_jax._arrays import Array
 from aadml_jax._random import fixed_generator, seed_key
-from aadml_jax.data import FeatureStandardization
+from aadml_jax.data import FeatureStandardization, identity_standardization
 from aadml_jax.models import PRECISIONS, TwoTowers, fixed_draws
 from aadml_jax.training.config import RecipeConfig
 
@@ -44,6 +44,18 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     epoch_sums: dict[str, Array]
+    standardization: FeatureStandardization
+
+
+class TrainedTowers(NamedTuple):
+    """What the towers' outputs depend on: the part of a `TrainState` that is kept after training.
+
+    Attributes:
+      params: see `TrainState`.
+      standardization: see `TrainState`.
+    """
+
+    params: Any
     standardization: FeatureStandardization
 
 
@@ -132,6 +144,27 @@ def init_state(
         epoch_sums=_zero_parts(recipe, num_classes),
         standardization=standardization,
     )
+
+
+def towers_template(
+    recipe: RecipeConfig, *, num_classes: int, audio_dim: int, visual_dim: int
+) -> TrainedTowers:
+    """Shapes and dtypes of what a run's towers depend on; nothing is computed.
+
+    Args:
+      recipe: of a resolved configuration.
+      num_classes: C.
+      audio_dim: number of audio features, Da.
+      visual_dim: number of visual features, Dv.
+    """
+    state = jax.eval_shape(
+        lambda: init_state(
+            recipe,
+            num_classes=num_classes,
+            standardization=identity_standardization(audio_dim, visual_dim),
+        )
+    )
+    return TrainedTowers(state.params, state.standardization)
 
 
 def _zero_parts(recipe: RecipeConfig, num_classes: int) -> dict[str, Array]:

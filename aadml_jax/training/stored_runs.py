@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aadml_jax._files import local_path
-from aadml_jax.data import identity_standardization
+from aadml_jax.data import dataset_spec
 from aadml_jax.errors import UserError
 from aadml_jax.training.checkpoints import Checkpoints, Progress
 from aadml_jax.training.config import (
@@ -28,7 +28,7 @@ from aadml_jax.training.run_folder import (
     environment,
     read_run_json,
 )
-from aadml_jax.training.state import TrainState, init_state
+from aadml_jax.training.state import TrainedTowers, towers_template
 
 # What changes no result: the launch, and the paths of the data.
 _NOT_COMPARED = {field.name for field in dataclasses.fields(LaunchConfig)} | {
@@ -207,7 +207,8 @@ def recorded_data(stored: dict[str, Any]) -> dict[str, Any]:
     """
     data = stored.get("data")
     if isinstance(data, dict):
-        data = {"multi_label": False, **data}  # the first version knew one class a clip
+        # Earlier versions knew one class a clip alone, and did not record the classes' names.
+        data = {"multi_label": False, "class_names": [], **data}
         texts = all(isinstance(data.get(name), str) for name in ("fingerprint", "source"))
         sizes = [data.get(name) for name in ("num_classes", "audio_dim", "visual_dim")]
         if (
@@ -215,6 +216,7 @@ def recorded_data(stored: dict[str, Any]) -> dict[str, Any]:
             and is_standardization_described(data.get("standardization"))
             and isinstance(data["multi_label"], bool)
             and all(type(size) is int and size > 0 for size in sizes)
+            and _are_names(data["class_names"], data["num_classes"])
         ):
             return data
     raise UserError(
@@ -222,10 +224,30 @@ def recorded_data(stored: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def _are_names(names: Any, num_classes: int) -> bool:
+    is_complete = isinstance(names, list) and len(names) in (0, num_classes)
+    return is_complete and all(isinstance(name, str) for name in names)
+
+
+def recorded_class_names(stored: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes in label order, from the content of a config.json; empty if unknown.
+
+    Those of a published data set are known of earlier runs too, which did not record them.
+    """
+    data = recorded_data(stored)
+    names = data["class_names"]
+    if not names:
+        name = config_from_json(stored.get("config"), stored.get("versions")).data.dataset
+        names = dataset_spec(name).class_names
+    return tuple(names) if len(names) == data["num_classes"] else ()
+
+
 def restore_for_evaluation(
     workdir: pathlib.Path, stored: dict[str, Any], which: str
-) -> tuple[TrainConfig, TrainState, Progress]:
-    """Configuration and state of a finished or unfinished run, without touching its folder.
+) -> tuple[TrainConfig, TrainedTowers, Progress]:
+    """Configuration and towers of a finished or unfinished run, without touching its folder.
+
+    The rest of the checkpoint, as the state of the optimizer, is not read.
 
     Args:
       workdir: the run's folder.
@@ -237,10 +259,11 @@ def restore_for_evaluation(
     """
     config = config_from_json(stored.get("config"), stored.get("versions"))
     data = recorded_data(stored)
-    template = init_state(
+    template = towers_template(
         config.recipe,
         num_classes=data["num_classes"],
-        standardization=identity_standardization(data["audio_dim"], data["visual_dim"]),
+        audio_dim=data["audio_dim"],
+        visual_dim=data["visual_dim"],
     )
     with Checkpoints(workdir, read_only=True) as checkpoints:
         if which == "best":

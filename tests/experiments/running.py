@@ -11,12 +11,12 @@ import h5py
 import jax
 import numpy as np
 import pytest
+from small_world import restored
 from waiting import finish
 
 from aadml_jax.data import SyntheticSpec, make_synthetic
 from aadml_jax.training.config import TrainConfig
 from aadml_jax.training.parallel import Placement
-from aadml_jax.training.stored_runs import restore_for_evaluation
 from experiments import evaluate as evaluate_binary
 from experiments import train as train_binary
 
@@ -103,6 +103,5 @@ def log_of(folder):
 
 def final_state(folder):
     """The arrays of a run's latest checkpoint."""
-    stored = json.loads((folder / "config.json").read_text())
-    _, state, _ = restore_for_evaluation(folder, stored, "latest")
+    state, _ = restored(folder)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]

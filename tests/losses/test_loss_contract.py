@@ -106,6 +106,27 @@ LOSSES = (
         lambda s, relevance, *, margin, gamma: oracles.circle_weights(s, relevance, margin=margin),
     ),
     Loss(
+        "sigmoid_loss",
+        oracles.sigmoid_row,
+        "similarities",
+        {"temperature": 0.3, "bias": -0.5},
+        ("temperature",),
+    ),
+    Loss(
+        "cosface_loss",
+        oracles.cosface_row,
+        "similarities",
+        {"margin": 0.2, "scale": 4.0},
+        ("scale",),
+    ),
+    Loss(
+        "arcface_loss",
+        oracles.arcface_row,
+        "similarities",
+        {"margin": 0.4, "scale": 4.0},
+        ("scale",),
+    ),
+    Loss(
         "smooth_ap_loss",
         oracles.smooth_ap_row,
         "similarities",

@@ -275,6 +275,83 @@ def test_proxy_anchor(classes):
     assert_parity(ours("proxy_anchor", "cosine_similarity", sets, params), expected)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sigmoid_of_the_papers_program(seed):
+    """Algorithm 1 of SigLIP, of several positives: its sum over pairs, by the number of anchors."""
+    case, params = random_case(seed), {"temperature": 0.25, "bias": -1.5}
+    audio, visual, relevance = case.sets()
+    signs = torch.tensor(2.0 * relevance - 1)
+
+    def peer(audio, visual):
+        logits = F.normalize(audio) @ F.normalize(visual).T / 0.25 - 1.5
+        return -F.logsigmoid(signs * logits).sum() / len(audio)
+
+    expected = theirs(peer, audio, visual)
+    assert_parity(ours("sigmoid", "cosine_similarity", case.sets(), params), expected)
+
+
+@pytest.mark.parametrize("name", ["ArcFace", "CosFace"])
+@pytest.mark.parametrize("margin", [0.25, 1.5])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_softmax_with_a_margin(name, margin, seed):
+    """PML has one column of weights per class; its ArcFace takes degrees.
+
+    The larger margin takes angles beyond 180 degrees.
+    """
+    case, scale = random_case(seed), 6.0
+    samples, y = case.audio, case.audio_labels
+    classes = np.random.default_rng(seed).normal(size=(CLASSES, 5))
+    degrees = np.rad2deg(margin) if name == "ArcFace" else margin
+    loss = getattr(losses, f"{name}Loss")(CLASSES, 5, margin=degrees, scale=scale)
+    del loss.W  # a parameter of the loss; here an argument takes its place
+
+    def peer(samples, classes):
+        loss.W = classes.T
+        return loss(samples, torch.tensor(y))
+
+    sets = Case(samples, classes, y, np.arange(CLASSES)).sets()
+    params = {"margin": margin, "scale": scale}
+    expected = theirs(peer, samples, classes)
+    assert_parity(ours(name.lower(), "cosine_similarity", sets, params), expected)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_multi_similarity_mining(epsilon, seed):
+    case = random_case(seed)
+    miner = miners.MultiSimilarityMiner(epsilon)
+    tensors = [torch.tensor(array) for array in case]
+    audio, visual, audio_labels, visual_labels = tensors
+    mined = miner(audio, audio_labels, visual, visual_labels)
+    expected = np.zeros((len(audio), len(visual)), bool)
+    for rows, columns in (mined[:2], mined[2:]):
+        expected[rows, columns] = True
+    audio, visual, relevance = case.sets()
+    with oracles.x64():
+        similarities = aa.cosine_similarity(audio, visual)
+        actual = aa.mine_multi_similarity(similarities, relevance, epsilon=epsilon)
+    assert 0 < expected.sum() < expected.size
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_both_directions_are_the_loss_of_clip():
+    audio, visual = random_case(7, n=8, m=8)[:2]
+    rows = torch.arange(8)
+
+    def peer(audio, visual):
+        logits = F.normalize(audio) @ F.normalize(visual).T / 0.07
+        return (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
+
+    def value(audio, visual):
+        similarities = aa.cosine_similarity(audio, visual)
+        return aa.symmetric(aa.ntxent_loss)(similarities, np.eye(8, dtype=bool))
+
+    with oracles.x64():
+        actual, gradients = jax.value_and_grad(value, (0, 1))(audio, visual)
+        actual = float(actual), *map(np.asarray, gradients)
+    assert_parity(actual, theirs(peer, audio, visual))
+
+
 def test_smooth_ap_of_pml(monkeypatch):
     """PML's is of one set, sorted by class, each query in its own gallery.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from aadml_jax.data import FeatureStandardization
 from aadml_jax.errors import UserError
 from aadml_jax.training.checkpoints import FOLDER, Checkpoints, Progress
 from aadml_jax.training.config import RecipeConfig
-from aadml_jax.training.state import TrainState, build_optimizer
+from aadml_jax.training.state import TrainedTowers, TrainState, build_optimizer
 
 RNG = np.random.default_rng(0)
 FLIPS = 2  # of bits of each file
@@ -72,6 +73,59 @@ def test_the_state_of_a_real_run_survives(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, progress_at(0))
         assert_same_bytes(checkpoints.restore_latest(state)[0], state)
+
+
+def towers_of(state):
+    return TrainedTowers(state.params, state.standardization)
+
+
+def test_the_towers_are_restored_without_the_rest(tmp_path):
+    state = state_at(7)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, progress_at(2, 0.5))
+    template = jax.eval_shape(lambda: towers_of(state_at(0)))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        for towers, progress in (
+            checkpoints.restore_latest(template),
+            checkpoints.restore(7, template),
+        ):
+            assert_same_bytes(towers, towers_of(state))
+            assert progress == progress_at(2, 0.5)
+            assert isinstance(towers.params["audio"]["kernel"], np.ndarray)
+
+
+@pytest.mark.parametrize("changed", ["params", "opt_state"])
+def test_arrays_that_are_not_restored_may_be_any(tmp_path, changed):
+    """A checkpoint whose arrays are exchanged for those of a state that differs in one part."""
+    state, other = state_at(7), state_at(7)
+    for name, content in (
+        ("own", state),
+        ("other", state._replace(**{changed: getattr(other, changed)})),
+    ):
+        (tmp_path / name).mkdir()
+        with Checkpoints(tmp_path / name) as checkpoints:
+            checkpoints.save(content, progress_at(2))
+    arrays = tmp_path / "own" / FOLDER / "7" / "state"
+    shutil.rmtree(arrays)
+    shutil.copytree(tmp_path / "other" / FOLDER / "7" / "state", arrays)
+    with Checkpoints(tmp_path / "own", read_only=True) as checkpoints:
+        with pytest.raises(UserError, match="arrays are not those that were written"):
+            checkpoints.restore(7, state_at(0))
+        if changed == "params":
+            with pytest.raises(UserError, match="arrays are not those that were written"):
+                checkpoints.restore(7, towers_of(state_at(0)))
+        else:
+            towers, _ = checkpoints.restore(7, towers_of(state_at(0)))
+            assert_same_bytes(towers, towers_of(state))
+
+
+def test_towers_of_another_width_are_of_another_configuration(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(7), progress_at(2))
+        with pytest.raises(
+            UserError, match=r"params/audio/kernel is float32 \(3, 2\), but the con"
+        ):
+            checkpoints.restore_latest(towers_of(state_at(0, width=4)))
 
 
 def test_saving_copies_before_the_memory_is_reused(tmp_path):

@@ -9,15 +9,24 @@ import oracles
 import pytest
 from small_world import DATASET
 
-from aadml_jax.data import PairedFeatures, SyntheticSpec, load_feature_file, make_synthetic
+from aadml_jax.data import (
+    ClipArrays,
+    ModalityRows,
+    PairedFeatures,
+    SyntheticSpec,
+    load_feature_file,
+    make_synthetic,
+)
 from aadml_jax.training import evaluation, parallel
 from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.evaluation import (
     bayes_reference,
     chance_map,
     embed,
+    embeddings_result,
     evaluate,
     make_evaluate,
+    relevant_counts,
     tie_warning,
 )
 from aadml_jax.training.parallel import Placement
@@ -66,6 +75,68 @@ def test_chance_is_the_mean_over_all_orders(labels):
             precisions = hits / np.arange(1, len(labels) + 1)
             values.append(precisions[relevant[list(order)]].mean())
     assert chance_map(labels) == pytest.approx(np.mean(values), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery"),
+    [
+        ([0, 1, 5], [0, 0, 1, 2]),
+        ([3, 3], [3]),
+        ([4], [3]),
+        # The second query shares a class with all, the third with none.
+        ([[1, 0, 0], [1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 0], [1, 1, 0]]),
+    ],
+)
+def test_chance_in_another_gallery_is_the_mean_over_all_orders(queries, gallery):
+    queries, gallery = np.array(queries), np.array(gallery)
+    if queries.ndim == 2:
+        queries, gallery = queries > 0, gallery > 0
+        relevance = (queries.astype(int) @ gallery.T.astype(int)) > 0
+    else:
+        relevance = queries[:, None] == gallery[None, :]
+    np.testing.assert_array_equal(relevant_counts(queries, gallery), relevance.sum(axis=1))
+    values = []
+    for relevant in relevance:
+        for order in itertools.permutations(range(len(gallery))):
+            hits = np.cumsum(relevant[list(order)])
+            precisions = hits / np.arange(1, len(gallery) + 1)
+            found = precisions[relevant[list(order)]]
+            values.append(found.mean() if len(found) else 0.0)
+    assert chance_map(queries, gallery) == pytest.approx(np.mean(values), rel=1e-12)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "posterior"])
+def test_clips_that_are_no_pairs_rank_each_other(similarity):
+    rng = np.random.default_rng(1)
+    audio, visual = (rng.normal(size=(count, 4)).astype(np.float32) for count in (7, 12))
+    labels = rng.integers(0, 3, 7), rng.integers(0, 4, 12)
+    sides = [
+        ModalityRows(values, tuple(map(str, range(len(values)))), of_side, "x")
+        for values, of_side in zip((audio, visual), labels, strict=True)
+    ]
+    result = embeddings_result(ClipArrays(*sides, is_paired=False), similarity=similarity)
+    if similarity == "posterior":
+        audio, visual = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (audio, visual))
+        scores = audio @ visual.T
+    else:
+        scores = oracles.pairwise(oracles.cosine, audio, visual)
+    relevance = labels[0][:, None] == labels[1][None, :]
+    for direction, of_scores, relevant in (
+        ("audio_to_visual", scores, relevance),
+        ("visual_to_audio", scores.T, relevance.T),
+    ):
+        aps = oracles.by_row(oracles.average_precision_row, of_scores, relevant)
+        assert result["map"][direction] == pytest.approx(np.mean(aps), abs=1e-6)
+    hits = [
+        np.mean(oracles.by_row(oracles.recall_at_row, *matrices, k=5))
+        for matrices in ((scores, relevance), (scores.T, relevance.T))
+    ]
+    # Both galleries have 5 clips, only one has 10.
+    assert list(result["recall_at_k"]) == [1, 5]
+    assert result["recall_at_k"][5] == pytest.approx(np.mean(hits), abs=1e-6)
+    chances = chance_map(*labels), chance_map(*labels[::-1])
+    assert result["chance_map"]["audio_to_visual"] == chances[0]
+    assert result["chance"] == pytest.approx(np.mean(chances))
 
 
 @pytest.mark.skipif(not DIGITS.exists(), reason="the digits features are not beside the project")

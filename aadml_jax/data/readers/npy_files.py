@@ -4,11 +4,13 @@ NumPy's own reader allocates whatever shape a header states; here the size is co
 file holds before anything is allocated, and objects are refused.
 """
 
+import contextlib
 import io
 import math
 import pathlib
 import warnings
 import zipfile
+from collections.abc import Iterator, Mapping
 from typing import IO
 
 import numpy as np
@@ -22,9 +24,17 @@ from aadml_jax.data.readers.file_kinds import (
     first_bytes,
     require_no_other_kind,
 )
-from aadml_jax.data.validation import require_real_dtype
 from aadml_jax.errors import UserError, one_line
 
+# What an array may hold, by the kinds of its dtype.
+NUMBERS, NUMBERS_OR_BOOLS, TEXT, TEXT_OR_COUNTS = "iuf", "iufb", "U", "Uiu"
+
+_WANTED = {
+    NUMBERS: ("real numbers", "a float32 array"),
+    NUMBERS_OR_BOOLS: ("class numbers or multi-hot rows", "an array of integers or bools"),
+    TEXT: ("text", "an array of strings"),
+    TEXT_OR_COUNTS: ("text or whole numbers", "an array of strings"),
+}
 _LARGEST_ARRAY_BYTES = 2**27
 # NumPy's header, and more than it accepts.
 _HEADER_BYTES = 2**14
@@ -42,7 +52,7 @@ def read_npy(path: pathlib.Path) -> np.ndarray:
     """
     size = require_readable_file(path, "a .npy file").st_size
     with reading(path), open(path, "rb") as file:
-        return _read_array(file, size, str(path))
+        return _read_array(file, size, str(path), kinds=NUMBERS, largest=_LARGEST_ARRAY_BYTES)
 
 
 def read_npz(path: pathlib.Path, keys: tuple[str, ...]) -> tuple[np.ndarray, ...]:
@@ -51,18 +61,54 @@ def read_npz(path: pathlib.Path, keys: tuple[str, ...]) -> tuple[np.ndarray, ...
     Raises:
       UserError: As `read_npy`, or if a key is missing, stands twice, or is encrypted.
     """
+    with _opened(path) as archive:
+        return tuple(_read_member(archive, path, key) for key in keys)
+
+
+def read_large_npz(path: pathlib.Path, kinds: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file of many clips, which may be as large as the file says.
+
+    Args:
+      path: Of the file.
+      kinds: The keys to read if they are there, and for each `NUMBERS`, `NUMBERS_OR_BOOLS`, `TEXT`
+        or `TEXT_OR_COUNTS`.
+
+    Returns:
+      The arrays by their keys, without those that are missing.
+
+    Raises:
+      UserError: The file can't be read or is damaged, or an array is of another kind or empty.
+    """
+    with _opened(path) as archive:
+        there = {name.removesuffix(".npy") for name in archive.namelist()}
+        return {
+            key: _read_member(archive, path, key, kinds=kinds[key], largest=None)
+            for key in kinds
+            if key in there
+        }
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
     require_readable_file(path, "a .npz file")
     require_no_other_kind(str(path), first_bytes(path), "a .npz file", NPZ, ZIP)
     try:
         with reading(path), zipfile.ZipFile(path) as archive:
-            return tuple(_read_member(archive, path, key) for key in keys)
+            yield archive
     except UserError:
         raise
     except Exception as error:  # zipfile raises errors of many kinds on damaged files
         raise UserError(f"{path} is damaged ({one_line(error)}); write it anew") from error
 
 
-def _read_member(archive: zipfile.ZipFile, path: pathlib.Path, key: str) -> np.ndarray:
+def _read_member(
+    archive: zipfile.ZipFile,
+    path: pathlib.Path,
+    key: str,
+    *,
+    kinds: str = NUMBERS,
+    largest: int | None = _LARGEST_ARRAY_BYTES,
+) -> np.ndarray:
     entries = [entry for entry in archive.infolist() if entry.filename == f"{key}.npy"]
     if len(entries) != 1:
         there = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:10]) or "none"
@@ -76,15 +122,28 @@ def _read_member(archive: zipfile.ZipFile, path: pathlib.Path, key: str) -> np.n
             "is not read; write it anew by numpy.savez_compressed"
         )
     with archive.open(entries[0]) as file:
-        array = _read_array(file, entries[0].file_size, f"{path}: {key}")
+        array = _read_array(
+            file,
+            entries[0].file_size,
+            f"{path}: {key}",
+            kinds=kinds,
+            largest=largest,
+        )
         # Only at the end of the member its checksum is compared.
         file.read(1)
     return array
 
 
-def _read_array(file: IO[bytes], size: int, what: str) -> np.ndarray:
-    """Reads an array from a file of `size` bytes."""
-    content = read_at_most(file, min(size, _LARGEST_ARRAY_BYTES + _HEADER_BYTES))
+def _read_array(
+    file: IO[bytes],
+    size: int,
+    what: str,
+    *,
+    kinds: str,
+    largest: int | None,
+) -> np.ndarray:
+    """Reads an array of at most `largest` bytes from a file of `size` bytes."""
+    content = read_at_most(file, size if largest is None else min(size, largest + _HEADER_BYTES))
     require_no_other_kind(what, bytes(content[:START_BYTES]), "a .npy array", NPY)
     # A header may announce four gigabytes of itself: of these first bytes no more is read.
     start = io.BytesIO(content[:_HEADER_BYTES])
@@ -94,12 +153,14 @@ def _read_array(file: IO[bytes], size: int, what: str) -> np.ndarray:
         raise UserError(
             f"{what} is no sound .npy array ({one_line(error)}); write it anew"
         ) from error
+    wanted, remedy = _WANTED[kinds]
     if dtype.hasobject:
         raise UserError(
-            f"{what} must hold real numbers, got dtype {dtype}: objects are pickled, and loading "
-            "them runs code; store a float32 array"
+            f"{what} must hold {wanted}, got dtype {dtype}: objects are pickled, and loading "
+            f"them runs code; store {remedy}"
         )
-    require_real_dtype(dtype, what=what)
+    if dtype.kind not in kinds:
+        raise UserError(f"{what} must hold {wanted}, got dtype {dtype}; store {remedy}")
     listed = str(shape)[:_LISTED_CHARACTERS]
     if 0 in shape:
         raise UserError(f"{what} is empty, shape {listed}; store a vector or a series of vectors")
@@ -109,10 +170,8 @@ def _read_array(file: IO[bytes], size: int, what: str) -> np.ndarray:
         raise UserError(
             f"{what} announces shape {listed} of {dtype}, but {held} bytes follow; write it anew"
         )
-    if num_bytes > _LARGEST_ARRAY_BYTES:
-        raise UserError(
-            f"{what} holds {num_bytes:,} bytes; a clip may have {_LARGEST_ARRAY_BYTES:,} at most"
-        )
+    if largest is not None and num_bytes > largest:
+        raise UserError(f"{what} holds {num_bytes:,} bytes; a clip may have {largest:,} at most")
     if len(shape) > _MOST_DIMENSIONS:
         raise UserError(f"{what} has {len(shape)} dimensions; store a vector or a series of them")
     values = memoryview(content)[start.tell() :]

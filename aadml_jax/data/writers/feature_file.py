@@ -7,7 +7,7 @@ import shutil
 import h5py
 import numpy as np
 
-from aadml_jax._files import held_lock, local_path, publish
+from aadml_jax._files import held_lock, local_path, publish, require_absent
 from aadml_jax.data.readers.feature_labels import CLASS_NAMES_KEY
 from aadml_jax.data.readers.shards import SPLITS
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
@@ -55,17 +55,6 @@ def write_feature_file(
             "folder"
         ) from error
     return path, summary
-
-
-def require_absent(path: str | os.PathLike[str]) -> None:
-    """Checks that nothing stands where a feature file is to be written.
-
-    Raises:
-      UserError: Something does.
-    """
-    path = local_path(path)
-    if os.path.lexists(path):
-        raise UserError(f"{path} exists already; remove it or choose another file")
 
 
 def _write(dataset: RetrievalDataset, path: pathlib.Path) -> None:
