@@ -17,7 +17,8 @@ from aadml_jax._arrays import Array, ArrayLike, LabelsLike, as_float, as_labels,
 from aadml_jax._sharding import split_as, split_by_rows, take_rows
 from aadml_jax.similarity import cosine_similarity, cosine_to_itself, same_label
 
-# Neighbours that a GPU takes one by one; it orders whole rows for `top_k`.
+# Neighbours that accelerators take one by one. For `top_k` a GPU orders whole rows, and whether one
+# takes the first of equals cannot be seen in a program.
 _TAKEN_IN_ROUNDS = 8
 
 
@@ -67,6 +68,7 @@ def _highest(values: Array, count: int) -> tuple[Array, Array]:
         values,
         cuda=by_rounds,
         rocm=by_rounds,
+        tpu=by_rounds,
         default=functools.partial(_highest_by_order, count=count),
     )
 
