@@ -124,7 +124,7 @@ def put_on_device(dataset: RetrievalDataset) -> None:
 
 def make_epoch(dataset: RetrievalDataset, batch_size: int, *, streamed: bool) -> Callable:
     """A function that trains an epoch, its rows held or streamed."""
-    config, placement = RecipeConfig(), one_device()
+    config, placement = RecipeConfig(batch_size=batch_size), one_device()
     data = load_local_data(dataset, streamed=streamed)
     step = build_train_step(config, _CLASSES)
     common = {"batch_size": batch_size, "keys": run_keys(0), "placement": placement}

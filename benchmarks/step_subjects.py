@@ -96,7 +96,9 @@ class OurSteps:
         """Compiles the steps, on the first device."""
         placement = one_device()
         run_steps = compile_run_steps(
-            build_train_step(config, _CLASSES, placement),
+            build_train_step(
+                dataclasses.replace(config, batch_size=batch_size), _CLASSES, placement
+            ),
             len(data.labels),
             batch_size=batch_size,
             placement=placement,

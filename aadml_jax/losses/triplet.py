@@ -54,7 +54,7 @@ def _violations(
     Entries of the other side hold anything.
     """
     arguments = (distances, margin, positives, negatives)
-    is_narrow = distances.shape[1] <= COUNTED_DENSELY
+    is_narrow = 0 < distances.shape[1] <= COUNTED_DENSELY
     on_gpu = _violations_by_comparison if is_narrow else _violations_by_full_search
     on_tpu = _violations_in_turns if is_narrow else _violations_by_search
     return jax.lax.platform_dependent(
