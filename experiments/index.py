@@ -63,7 +63,8 @@ def run(options: Options) -> pathlib.Path:
     if media is not None:
         clips = _with_media(clips, media, options.media)
     clips = _with_prefix(clips, options.prefix)
-    counts, total = _counts(clips), _kept(clips, source, path, trained)
+    counts = " and ".join(f"{len(side)} {name}" for name, side in clips.rows().items())
+    total = _kept(clips, source, path, trained)
     print(
         f"{counts} embeddings of {source} by the {trained.which} checkpoint of {trained.folder}, "
         f"epoch {trained.epoch}; retrieval by {trained.similarity}\n\n"

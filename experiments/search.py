@@ -321,7 +321,7 @@ def _page(result: dict[str, Any]) -> Report:
 
 
 def _card(item: dict[str, Any]) -> Card:
-    facts = [] if item["classes"] is None else [_classes_text(item)]
+    facts = [] if item["classes"] is None else [f"class {_classes_text(item)}"]
     if "rank" in item:
         facts.insert(0, f"rank {item['rank']}, score {cell_text(item['score'])}")
     return Card(item["id"], facts, [] if item["media"] is None else [item["media"]])

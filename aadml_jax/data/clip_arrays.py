@@ -158,9 +158,9 @@ def _appended_rows(first: ModalityRows, second: ModalityRows) -> ModalityRows:
     taken = set(first.ids)
     twice = [clip_id for clip_id in second.ids if clip_id in taken]
     if twice:
-        others = f" and {len(twice) - 1} more of the new ones" if len(twice) > 1 else ""
+        others = f" (and {len(twice) - 1} others of the new clips)" if len(twice) > 1 else ""
         raise UserError(
-            f"{first.name}: the id {twice[0]!r}{others} is there already; give new clips ids of "
+            f"{first.name}: the id {twice[0]!r} is there already{others}; give new clips ids of "
             "their own, by --prefix, say"
         )
     widths = [side.values.shape[1] for side in (first, second)]

@@ -179,7 +179,7 @@ def test_one_modality_added_to_others_is_no_pair_of_theirs():
     ("added", "names", "said"),
     [
         (rows("cb", labels=[0, 1]), "xy", "rows ab: the id 'b' is there already; give new clips"),
-        (rows("ab", labels=[0, 1]), "xy", "the id 'a' and 1 more of the new ones is there already"),
+        (rows("ab", labels=[0, 1]), "xy", r"the id 'a' is there already \(and 1 others of the n"),
         (rows("c"), "xy", "rows ab has labels, but rows c has none"),
         (rows("c", labels=[[0, 1]]), "xy", r"have shapes \(2,\) and \(1, 2\)"),
         (rows("c", labels=[0]), "yx", "has the class names x, y, but clips y, x; number and name"),

@@ -169,7 +169,7 @@ def test_ids_that_are_there_already_are_refused_by_name(folder, tmp_path):
     refused(
         folder,
         tmp_path / "i.npz",
-        r"i\.npz: the id 'test/0' and 19 more of the new ones is there already; .* by --prefix",
+        r"i\.npz: the id 'test/0' is there already \(and 19 others of the new clips\); .*--pref",
     )
     one = features_of(tmp_path / "1.npz", audio=np.ones((2, 8)), ids=["x", "test/7"])
     refused(

@@ -243,8 +243,8 @@ def test_the_page_refers_to_media_files_where_they_are(tmp_path, capsys):
     }
     cards = re.findall(r'<p class="card-title">(.*?)</p>', text)
     assert cards == ["a", "p", "q", "r", "s"]
-    assert '<p class="fact">rank 2, score .800</p><p class="fact">bus</p>' in text
-    assert "2. q, rank 2, score .800, bus, [q.mp4](../../my%20media/q.mp4)" in (
+    assert '<p class="fact">rank 2, score .800</p><p class="fact">class bus</p>' in text
+    assert "2. q, rank 2, score .800, class bus, [q.mp4](../../my%20media/q.mp4)" in (
         page.with_suffix(".md").read_text()
     )
 

@@ -99,12 +99,13 @@ def read_provenance(path: str | os.PathLike[str]) -> Provenance:
       UserError: The file can't be read or is damaged.
     """
     path = local_path(path)
-    words = ("run", "which", "fingerprint")
-    arrays = read_large_npz(path, dict.fromkeys((*words, "source"), TEXT))
+    arrays = read_large_npz(path, dict.fromkeys(("run", "which", "fingerprint", "source"), TEXT))
     sources = arrays.get("source")
     return Provenance(
-        *(_word(arrays, key, path) for key in words),
-        () if sources is None else tuple(map(str, sources.reshape(-1).tolist())),
+        run=_word(arrays, "run", path),
+        which=_word(arrays, "which", path),
+        fingerprint=_word(arrays, "fingerprint", path),
+        sources=() if sources is None else tuple(map(str, sources.reshape(-1).tolist())),
     )
 
 
