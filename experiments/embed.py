@@ -74,10 +74,7 @@ def run(options: Options) -> pathlib.Path:
         raise UserError("--output is needed: the file to write, FILE.npz")
     require_absent(options.output)
     trained = load_run(options.checkpoint, which=options.which)
-    if is_of_arrays(options.features_file):
-        clips, source = _of_arrays(options, trained)
-    else:
-        clips, source = _of_dataset(options, trained)
+    clips, source = embedded_clips(options, trained)
     path = write_embeddings(
         clips,
         options.output,
@@ -91,9 +88,35 @@ def run(options: Options) -> pathlib.Path:
     return path
 
 
-def is_of_arrays(features_file: str | None) -> bool:
-    """Whether a file of features is a .npz file."""
-    return features_file is not None and features_file.endswith(".npz")
+def embedded_clips(options: Options, trained: LoadedRun) -> tuple[ClipArrays, str]:
+    """Embeddings of the clips that the options name, and where their features come from.
+
+    Raises:
+      UserError: if the data cannot be read, or do not fit the run.
+    """
+    if options.features_file is not None and options.features_file.endswith(".npz"):
+        return _of_arrays(options, trained)
+    return _of_dataset(options, trained)
+
+
+def embedded_arrays(features: ClipArrays, trained: LoadedRun) -> ClipArrays:
+    """Embeddings of clips of which features are given, with all else that is known of them.
+
+    Raises:
+      UserError: if the features are not as long as those of the run.
+    """
+    names = features.class_names
+    labels = [side.labels for side in features.rows().values()]
+    if not names and all(fits_class_names(of_side, trained.class_names) for of_side in labels):
+        names = trained.class_names
+    embedders = {"audio": trained.embed_audio, "visual": trained.embed_visual}
+    sides = {
+        name: dataclasses.replace(side, values=embedders[name](side.values))
+        for name, side in features.rows().items()
+    }
+    return ClipArrays(
+        sides.get("audio"), sides.get("visual"), features.is_paired, names, features.name
+    )
 
 
 def _of_arrays(options: Options, trained: LoadedRun) -> tuple[ClipArrays, str]:
@@ -108,19 +131,7 @@ def _of_arrays(options: Options, trained: LoadedRun) -> tuple[ClipArrays, str]:
         )
     assert options.features_file is not None
     features = read_clip_features(options.features_file)
-    names = features.class_names
-    labels = [side.labels for side in features.rows().values()]
-    if not names and all(fits_class_names(of_side, trained.class_names) for of_side in labels):
-        names = trained.class_names
-    embedders = {"audio": trained.embed_audio, "visual": trained.embed_visual}
-    sides = {
-        name: dataclasses.replace(side, values=embedders[name](side.values))
-        for name, side in features.rows().items()
-    }
-    clips = ClipArrays(
-        sides.get("audio"), sides.get("visual"), features.is_paired, names, features.name
-    )
-    return clips, features.name
+    return embedded_arrays(features, trained), features.name
 
 
 def _of_dataset(options: Options, trained: LoadedRun) -> tuple[ClipArrays, str]:

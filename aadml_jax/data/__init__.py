@@ -5,7 +5,13 @@ not: `readers.tfds_folders`, `readers.video_records`, the writers of data sets a
 are imported where they are used.
 """
 
-from aadml_jax.data.clip_arrays import ClipArrays, ModalityRows, fits_class_names
+from aadml_jax.data.clip_arrays import (
+    MODALITIES,
+    ClipArrays,
+    ModalityRows,
+    appended,
+    fits_class_names,
+)
 from aadml_jax.data.paired_features import PairedFeatures, StoredFeatures, as_finite_float32
 from aadml_jax.data.readers.catalog import (
     DATASETS,
@@ -16,10 +22,16 @@ from aadml_jax.data.readers.catalog import (
     reopen_dataset,
     unknown_name,
 )
-from aadml_jax.data.readers.clip_arrays import read_clip_features, read_embeddings
+from aadml_jax.data.readers.clip_arrays import (
+    Provenance,
+    read_clip_features,
+    read_embeddings,
+    read_provenance,
+)
 from aadml_jax.data.readers.clip_files import open_clip_files
 from aadml_jax.data.readers.feature_files import load_feature_file, open_feature_file
 from aadml_jax.data.readers.hdf5 import open_hdf5
+from aadml_jax.data.readers.media_lists import read_media_list
 from aadml_jax.data.retrieval_dataset import PreparedFacts, RetrievalDataset, shared_rows
 from aadml_jax.data.splits import (
     NUM_FOLDS,
@@ -55,6 +67,7 @@ from aadml_jax.data.writers.embeddings import write_embeddings
 __all__ = [
     "DATASETS",
     "LARGEST_DEVIATION",
+    "MODALITIES",
     "NUM_FOLDS",
     "SYNTHETIC",
     "SYNTHETIC_VEGAS",
@@ -66,10 +79,12 @@ __all__ = [
     "ModalityRows",
     "PairedFeatures",
     "PreparedFacts",
+    "Provenance",
     "RetrievalDataset",
     "StoredFeatures",
     "Sums",
     "SyntheticSpec",
+    "appended",
     "as_finite_float32",
     "class_balanced_rows",
     "class_posteriors",
@@ -87,6 +102,8 @@ __all__ = [
     "open_hdf5",
     "read_clip_features",
     "read_embeddings",
+    "read_media_list",
+    "read_provenance",
     "reopen_dataset",
     "representative_classes",
     "rows_with_class_counts_of",

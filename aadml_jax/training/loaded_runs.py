@@ -32,7 +32,7 @@ from aadml_jax.training.stored_runs import (
 BLOCK_ROWS = 4096
 """Most rows that are embedded by one call of a compiled program."""
 
-_CHECKPOINTS = ("latest", "best")
+CHECKPOINTS = ("latest", "best")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -238,8 +238,8 @@ def load_run(folder: str | os.PathLike[str], *, which: str = "latest") -> Loaded
       UserError: if the folder is not that of a run, is damaged, or holds no such checkpoint.
       ValueError: for another checkpoint.
     """
-    if which not in _CHECKPOINTS:
-        raise ValueError(f"which must be one of {', '.join(_CHECKPOINTS)}; got {which!r}")
+    if which not in CHECKPOINTS:
+        raise ValueError(f"which must be one of {', '.join(CHECKPOINTS)}; got {which!r}")
     path = local_path(folder)
     stored = read_run_json(path, CONFIG_FILE)
     data = recorded_data(stored)

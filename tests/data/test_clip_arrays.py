@@ -5,7 +5,14 @@ import pickle
 import numpy as np
 import pytest
 
-from aadml_jax.data import ClipArrays, ModalityRows, read_clip_features, read_embeddings
+from aadml_jax.data import (
+    ClipArrays,
+    ModalityRows,
+    appended,
+    read_clip_features,
+    read_embeddings,
+    read_provenance,
+)
 from aadml_jax.data.writers.embeddings import write_embeddings
 from aadml_jax.errors import UserError
 
@@ -114,6 +121,78 @@ def test_a_file_that_exists_is_not_written_over(tmp_path):
         write_embeddings(clips, path / "file.npz", {})
 
 
+def test_a_file_is_replaced_where_that_is_asked_for(tmp_path):
+    path = saved(tmp_path, audio=AUDIO)
+    clips = ClipArrays(ModalityRows(AUDIO, tuple("abc"), None, "x"), None, is_paired=True)
+    write_embeddings(clips, path, {}, replace=True)
+    assert read_embeddings(path).clips.audio.ids == tuple("abc")
+
+
+@pytest.mark.parametrize("is_paired", [True, False])
+def test_media_files_and_provenance_are_read_as_they_were_written(tmp_path, is_paired):
+    sides = (
+        ModalityRows(AUDIO, tuple("abc"), None, "x", ("/m/ä.wav", "", "/m/c.wav")),
+        ModalityRows(AUDIO, tuple("abc"), None, "x"),
+    )
+    facts = {"run": "/r", "which": "best", "fingerprint": "f", "source": ["one", "two"]}
+    clips = ClipArrays(*sides, is_paired=is_paired)
+    path = write_embeddings(clips, tmp_path / "file.npz", facts)
+    again = read_embeddings(path).clips
+    assert again.audio.media == ("/m/ä.wav", "", "/m/c.wav")
+    assert again.visual.media == ()
+    assert read_provenance(path) == ("/r", "best", "f", ("one", "two"))
+    write_embeddings(clips, path, {"source": "one"}, replace=True)
+    assert read_provenance(path) == (None, None, None, ("one",))
+
+
+def rows(ids, first=0.0, labels=None, media=()):
+    values = first + np.arange(2.0 * len(ids)).reshape(-1, 2)
+    return ModalityRows(values, tuple(ids), labels, f"rows {ids}", media)
+
+
+def test_pairs_added_to_pairs_are_pairs():
+    first = ClipArrays(rows("ab", labels=[0, 1]), rows("ab", 5, labels=[0, 1]), True, ("x", "y"))
+    second = ClipArrays(rows("c", 9, [1]), rows("c", 7, [1], ("c.png",)), True, ("x", "y"))
+    both = appended(first, second)
+    assert both.is_paired
+    assert both.class_names == ("x", "y")
+    assert both.audio.ids == both.visual.ids == tuple("abc")
+    np.testing.assert_array_equal(both.audio.values, [[0, 1], [2, 3], [9, 10]])
+    np.testing.assert_array_equal(both.visual.values, [[5, 6], [7, 8], [7, 8]])
+    np.testing.assert_array_equal(both.audio.labels, [0, 1, 1])
+    assert (both.audio.media, both.visual.media) == ((), ("", "", "c.png"))
+
+
+def test_one_modality_added_to_others_is_no_pair_of_theirs():
+    pairs = ClipArrays(rows("ab"), rows("ab"), is_paired=True)
+    audio = ClipArrays(rows("c"), None, is_paired=True)
+    visual = ClipArrays(None, rows("c"), is_paired=True, class_names=("x", "y"))
+    assert not appended(pairs, audio).is_paired
+    assert appended(pairs, audio).audio.ids == tuple("abc")
+    assert not appended(audio, visual).is_paired
+    assert list(appended(visual, audio).rows()) == ["audio", "visual"]
+    assert appended(audio, visual).class_names == ("x", "y")
+    assert appended(audio, ClipArrays(rows("d"), None, is_paired=True)).is_paired
+
+
+@pytest.mark.parametrize(
+    ("added", "names", "said"),
+    [
+        (rows("cb", labels=[0, 1]), "xy", "rows ab: the id 'b' is there already; give new clips"),
+        (rows("ab", labels=[0, 1]), "xy", r"the id 'a' is there already \(and 1 others of the n"),
+        (rows("c"), "xy", "rows ab has labels, but rows c has none"),
+        (rows("c", labels=[[0, 1]]), "xy", r"have shapes \(2,\) and \(1, 2\)"),
+        (rows("c", labels=[0]), "yx", "has the class names x, y, but clips y, x; number and name"),
+        (rows("c", labels=[0]), "", "has the class names x, y, but clips none"),
+        (ModalityRows(VISUAL, tuple("cde"), [0, 1, 0], "wide"), "xy", "2 columns, but wide 4"),
+    ],
+)
+def test_clips_that_do_not_fit_others_are_not_added(added, names, said):
+    first = ClipArrays(rows("ab", labels=[0, 1]), None, is_paired=True, class_names=tuple("xy"))
+    with pytest.raises(UserError, match=said):
+        appended(first, ClipArrays(added, None, is_paired=True, class_names=tuple(names)))
+
+
 class Loaded:
     def __reduce__(self):
         return pytest.fail, ("the file ran code",)
@@ -146,6 +225,8 @@ class Loaded:
             r"labels have shapes \(3,\) and \(3, 3\)",
         ),
         (EMBEDDED | {"similarity": ["cosine", "x"]}, r"similarity must be one word, got shape \(2"),
+        (EMBEDDED | {"audio_media": ["x.wav"]}, "vectors has 3, ids has 3, media files has 1"),
+        (EMBEDDED | {"visual_media": [1, 2, 3]}, "visual_media must hold text, got dtype int64"),
         (EMBEDDED | {"class_names": [1, 2]}, "class_names must hold text, got dtype int64"),
         (EMBEDDED | {"ids": np.array([Loaded()] * 3)}, "objects are pickled, and loading them ru"),
     ],

@@ -14,7 +14,7 @@ import sample_report
 
 from aadml_jax.errors import UserError
 from aadml_jax.reports.figures import draw_bars
-from aadml_jax.reports.page import Report
+from aadml_jax.reports.page import Card, Report, SideBySide
 from aadml_jax.reports.page import report as report_module
 from aadml_jax.reports.statistics import MeanAndSpread, PairedDifference
 from aadml_jax.reports.tables import Table
@@ -237,6 +237,26 @@ def test_markdown_has_everything_in_order(folder):
     ]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
+
+
+def test_items_stand_side_by_side_with_their_media_files(tmp_path):
+    query = Card(f"query {ATTACK}", [f"fact {ATTACK}"], [f"/media/{ATTACK.replace('/', '')}.wav"])
+    results = [Card("first", media=["/media/x.jpg", "/media/x.webm"]), Card("second *")]
+    report = Report("t")
+    report.section("s").side_by_side(SideBySide(query, results))
+    text = report.write(tmp_path).read_text()
+    parsed = Page(text)
+    shown = "\n".join(parsed.texts)
+    assert f"query {ATTACK}" in shown and f"fact {ATTACK}" in shown
+    assert parsed.tags.count("script") == 1
+    (sound,) = (value for tag, name, value in parsed.attributes if (tag, name) == ("audio", "src"))
+    path = os.path.relpath("/media", tmp_path)
+    assert sound == f"{path}/%3Cscript%3Ealert%28%27a%26b%27%29%3Cscript%3E%22%5D.wav"
+    assert parsed.targets[-2:] == [f"{path}/x.jpg", f"{path}/x.webm"]
+    assert text.index('class="query"') < text.index(">first<") < text.index(">second *<")
+    markdown = (tmp_path / "report.md").read_text()
+    assert f"1. first, [x.jpg]({path}/x.jpg), [x.webm]({path}/x.webm)\n2. second \\*\n" in markdown
+    assert not re.search(r"(?<!\\)<script", markdown)
 
 
 def test_same_report_gives_the_same_bytes(tmp_path, folder):

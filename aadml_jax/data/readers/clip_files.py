@@ -7,28 +7,26 @@ features of clip ID are the keys `audio` and `visual` of ID.npz, or audio/ID.npy
 vectors [D], or series [T, D], which are averaged over time.
 """
 
-import csv
 import functools
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from aadml_jax._files import local_path, reading, require_readable_file
+from aadml_jax._files import local_path
 from aadml_jax.data.paired_features import StoredFeatures
-from aadml_jax.data.readers.file_kinds import EMPTY, ZEROS, first_bytes, kind_of
+from aadml_jax.data.readers.csv_rows import csv_rows
 from aadml_jax.data.readers.npy_files import read_npy, read_npz
 from aadml_jax.data.retrieval_dataset import RetrievalDataset
 from aadml_jax.data.validation import NonFiniteRows, as_float32
-from aadml_jax.errors import UserError, one_line
+from aadml_jax.errors import UserError
 
 COLUMNS = ("clip_id", "label", "split")
 _SPLITS = ("train", "test")
 _MODALITIES = ("audio", "visual")
-_LONGEST_LINE = 2**20
 _LARGEST_CLASS = 2**16
 # Several class numbers in one cell, with something else between than semicolons.
 _NUMBERS = re.compile(r"[0-9]+(\s*[,/+&]\s*[0-9]+|\s+[0-9]+)+")
@@ -143,15 +141,8 @@ def open_clip_files(
 
 def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
     """The clips of a list, checked one by one."""
-    require_readable_file(path, "a CSV list of clips")
-    kind = kind_of(first_bytes(path))
-    if kind is not None and not kind.is_text and kind not in (EMPTY, ZEROS):
-        raise UserError(
-            f"{path} is {kind.name}, not UTF-8 text with commas between; "
-            f"{kind.remedy or 'give a CSV list of clips'}"
-        )
     lines_of_ids: dict[str, int] = {}
-    rows = _csv_rows(path)
+    rows = csv_rows(path, "a CSV list of clips")
     header = [name.strip().lower().replace(" ", "_") for name in next(rows, (0, []))[1]]
     for column in COLUMNS:
         if header.count(column) != 1:
@@ -207,23 +198,6 @@ def _read_list(path: pathlib.Path) -> Iterator[_Clip]:
         raise UserError(f"{path} lists no clips; write one line for each")
 
 
-def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV file, each with the number of the line it ends on."""
-    with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(_lines(file, path), strict=True)
-        try:
-            for cells in reader:
-                yield reader.line_num, cells
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is not UTF-8 text ({one_line(error)}); save it as such"
-            ) from error
-        except csv.Error as error:
-            raise UserError(
-                f"{path}, line {reader.line_num}: {one_line(error)}; close quotes, or write it anew"
-            ) from error
-
-
 def _separator(header: list[str]) -> str | None:
     """What separates the cells of a header instead of commas, in words."""
     for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
@@ -231,18 +205,6 @@ def _separator(header: list[str]) -> str | None:
         if all(column in parts for column in COLUMNS):
             return name
     return None
-
-
-def _lines(file: IO[str], path: pathlib.Path) -> Iterator[str]:
-    """Lines of bounded length."""
-    while line := file.readline(_LONGEST_LINE):
-        if len(line) == _LONGEST_LINE:
-            raise UserError(
-                f"{path} holds a line of over {_LONGEST_LINE:,} characters; is it a CSV?"
-            )
-        if "\0" in line:
-            raise UserError(f"{path} holds null characters; save it as UTF-8 text")
-        yield line
 
 
 def _as_class_labels(

@@ -2,19 +2,23 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from aadml_jax._files import local_path, require_absent, written_as_a_whole
 from aadml_jax.data.clip_arrays import ClipArrays
-from aadml_jax.data.readers.clip_arrays import EMBEDDINGS_SUFFIX
+from aadml_jax.data.readers.clip_arrays import EMBEDDINGS_SUFFIX, MEDIA_SUFFIX
 from aadml_jax.errors import UserError
 
 
 def write_embeddings(
-    clips: ClipArrays, path: str | os.PathLike[str], facts: Mapping[str, str | int]
+    clips: ClipArrays,
+    path: str | os.PathLike[str],
+    facts: Mapping[str, str | int | Sequence[str]],
+    *,
+    replace: bool = False,
 ) -> pathlib.Path:
     """Writes a .npz file of embeddings, complete or not at all.
 
@@ -22,13 +26,14 @@ def write_embeddings(
       clips: Whose values are embeddings.
       path: Of the file; `~` is expanded.
       facts: Where the embeddings come from, each under a key of its own; "similarity" is read again
-        by `read_embeddings`.
+        by `read_embeddings`, the others that it knows by `read_provenance`.
+      replace: Whether it takes the place of a file that is there.
 
     Returns:
       The absolute path.
 
     Raises:
-      UserError: The file exists or can't be written.
+      UserError: The file exists and is not to be replaced, or can't be written.
     """
     path = local_path(path)
     arrays: dict[str, Any] = {key: np.asarray(value) for key, value in facts.items()}
@@ -40,7 +45,10 @@ def write_embeddings(
         arrays[f"{prefix}ids"] = np.asarray(side.ids)
         if side.labels is not None:
             arrays[f"{prefix}labels"] = side.labels
-    require_absent(path)
+        if side.media:
+            arrays[f"{name}{MEDIA_SUFFIX}"] = np.asarray(side.media)
+    if not replace:
+        require_absent(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_as_a_whole(path, "wb") as file:

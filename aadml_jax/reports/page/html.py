@@ -10,8 +10,10 @@ from aadml_jax.reports import markdown
 from aadml_jax.reports.page import inline_svg
 from aadml_jax.reports.tables import Cell, Table, cell_text, sort_value
 
-# Whatever a report is fed with, the page loads nothing and sends nothing.
+# Whatever a report is fed with, the page loads nothing and sends nothing; with local media files it
+# loads these, from the disk or from the server that the page comes from.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+_POLICY_WITH_MEDIA = f"{_POLICY} 'self' file:; media-src 'self' file:"
 
 # Characters; a cell with more may be broken, all others stay on one line.
 _LONG_TEXT = 48
@@ -100,7 +102,12 @@ def value_text(value: Any) -> str:
 
 
 def page(
-    title: str, introduction: Sequence[str], contents: Mapping[str, str], sections: Sequence[str]
+    title: str,
+    introduction: Sequence[str],
+    contents: Mapping[str, str],
+    sections: Sequence[str],
+    *,
+    has_media: bool = False,
 ) -> str:
     """The whole page.
 
@@ -109,6 +116,7 @@ def page(
       introduction: paragraphs, as HTML.
       contents: headings by their identifiers.
       sections: as HTML.
+      has_media: whether they show local media files.
     """
     links = "\n".join(
         f'<li><a href="#{identifier}">{html.escape(heading)}</a></li>'
@@ -119,7 +127,7 @@ def page(
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY_WITH_MEDIA if has_media else _POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{html.escape(title)}</title>

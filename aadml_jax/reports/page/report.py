@@ -18,6 +18,7 @@ from aadml_jax.errors import UserError
 from aadml_jax.reports import markdown
 from aadml_jax.reports.figures.files import check_name, write_figure
 from aadml_jax.reports.page import html
+from aadml_jax.reports.page.cards import SideBySide
 from aadml_jax.reports.tables import Table
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Section:
     def __init__(self, title: str, report: "Report"):
         self.title = title
         self._report = report
-        self._content: list[str | Table | _Drawing] = []
+        self._content: list[str | Table | _Drawing | SideBySide] = []
 
     def text(self, paragraph: str) -> None:
         """Adds paragraphs, parted by empty lines; `words in backticks` are set as code."""
@@ -54,6 +55,10 @@ class Section:
     def table(self, table: Table) -> None:
         """Adds a table."""
         self._content.append(table)
+
+    def side_by_side(self, items: SideBySide) -> None:
+        """Adds a query and what was found for it; their media files are not copied."""
+        self._content.append(items)
 
     def figure(self, name: str, figure: "Figure", caption: str) -> None:
         """Adds a figure.
@@ -135,8 +140,8 @@ class Report:
 
         Into the folder go `numbers.json` (all tables with all digits), a CSV file per table,
         `figures/NAME.png` and `.svg`, `report.md`, and last `report.html`, which needs none of the
-        others. Each file is written as a whole. The same report gives the same bytes. Files that
-        are there under other names stay.
+        others, but media files, if it shows some, where they are. Each file is written as a whole.
+        The same report gives the same bytes. Files that are there under other names stay.
 
         Args:
           folder: made if need be.
@@ -160,8 +165,8 @@ class Report:
                 ).svg.read_text(encoding="utf-8")
                 for drawing in self._contents(_Drawing)
             }
-            _write(folder / MARKDOWN_FILE, self._markdown())
-            _write(folder / PAGE_FILE, self._html(names, drawings))
+            _write(folder / MARKDOWN_FILE, self._markdown(folder))
+            _write(folder / PAGE_FILE, self._html(folder, names, drawings))
         except OSError as error:
             raise UserError(
                 f"{folder} cannot be written to ({error.strerror}); choose another folder"
@@ -207,7 +212,7 @@ class Report:
             "versions": self._versions,
         }
 
-    def _markdown(self) -> str:
+    def _markdown(self, folder: pathlib.Path) -> str:
         blocks = [f"# {markdown.escape(self._title)}"]
         blocks += map(markdown.paragraph, self._introduction)
         for section in self._sections:
@@ -215,6 +220,8 @@ class Report:
             for item in section._content:
                 if isinstance(item, Table):
                     blocks.append(item.markdown().rstrip("\n"))
+                elif isinstance(item, SideBySide):
+                    blocks.append(item.markdown(folder))
                 elif isinstance(item, _Drawing):
                     alternative = markdown.plain(item.caption)
                     # A bracket would end the text of the picture before its time.
@@ -231,7 +238,9 @@ class Report:
             blocks.append(table.split("\n\n", 1)[1].rstrip("\n"))
         return "\n\n".join(blocks) + "\n"
 
-    def _html(self, table_files: list[str], drawings: Mapping[str, str]) -> str:
+    def _html(
+        self, folder: pathlib.Path, table_files: list[str], drawings: Mapping[str, str]
+    ) -> str:
         contents: dict[str, str] = {}
         sections = []
         tables = iter(enumerate(table_files, start=1))
@@ -243,6 +252,8 @@ class Report:
                 if isinstance(item, Table):
                     number, file_name = next(tables)
                     parts.append(html.table(f"table-{number}", item, file_name))
+                elif isinstance(item, SideBySide):
+                    parts.append(item.html(folder))
                 elif isinstance(item, _Drawing):
                     parts.append(html.figure(item.name, drawings[item.name], item.caption))
                 else:
@@ -253,7 +264,8 @@ class Report:
             parts = [html.folded(title, values) for title, values in provenance.items()]
             sections.append(html.section("provenance", contents["provenance"], parts))
         introduction = [html.paragraph(text) for text in self._introduction]
-        return html.page(self._title, introduction, contents, sections)
+        has_media = any(items.has_media for items in self._contents(SideBySide))
+        return html.page(self._title, introduction, contents, sections, has_media=has_media)
 
     def _provenance(self) -> dict[str, dict[str, Any]]:
         parts = {"Configuration": self._configuration, "Versions": self._versions}
