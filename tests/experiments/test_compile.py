@@ -88,7 +88,7 @@ def test_of_what_the_compiler_refuses_only_its_words_are_said(
     on_cpus()
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
     path = tmp_path / "numbers.json"
-    with pytest.raises(RunStopped, match="does not fit: the compiler says .* 20.1G of 15.7G"):
+    with pytest.raises(RunStopped, match=r"does not fit: the compiler says .* 20\.1G of 15\.7G"):
         run("cpu", json=str(path))
     printed = capsys.readouterr().out
     assert "nothing is run" in printed
