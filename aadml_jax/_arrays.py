@@ -300,19 +300,23 @@ def _check_class_numbers(
             )
 
 
-def nan_message(query: int, queries: Array, gallery: Array) -> str:
+def nan_message(query: int, queries: Array, gallery: Array, where: Array | None = None) -> str:
     """What to say of a query with a NaN among its scores: which row holds the NaN.
 
     Args:
       query: the number of such a query.
       queries: [N, D].
       gallery: [M, D].
+      where: bool [M] or [N, M], the items that belong to the gallery; default all.
     """
+    belongs = None if where is None else known_values(where)
     for name, rows in (("queries", queries), ("gallery", gallery)):
         values = known_values(rows)
-        if values is None or not np.issubdtype(values.dtype, np.floating):
+        if values is None or not jnp.issubdtype(values.dtype, jnp.floating):
             continue
         is_wrong = np.asarray(np.isnan(values).any(axis=1))
+        if name == "gallery" and belongs is not None:
+            is_wrong &= belongs if belongs.ndim == 1 else belongs[query]
         if name == "queries" and not is_wrong[query]:
             continue
         if is_wrong.any():

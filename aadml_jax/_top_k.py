@@ -44,7 +44,7 @@ def best_of_rows(keys: Array, k: int) -> tuple[Array, Array]:
 def _group_size(num_columns: int, k: int) -> int:
     """The size for which there are about as many maxima as columns of k groups; 1 if too small."""
     size = 1
-    while k * (2 * size) ** 2 <= 2 * num_columns:
+    while 0 < k * (2 * size) ** 2 <= 2 * num_columns:
         size *= 2
     return size if size >= 4 else 1
 

@@ -199,46 +199,6 @@ def sharded_cross_modal_report(
     return _both_directions(one_direction, *sides)
 
 
-def two_set_report(
-    audio: ArrayLike,
-    visual: ArrayLike,
-    audio_labels: LabelsLike,
-    visual_labels: LabelsLike,
-    *,
-    similarity: str = "cosine",
-    ks: Sequence[int] = (),
-    ties: str = "expected",
-    block_size: int = 1024,
-) -> dict[str, dict[str, Any]]:
-    """`cross_modal_report` of audio and visual that are not of the same clips.
-
-    A query without any relevant item counts as 0.
-
-    Args:
-      audio: audio embeddings [N, D].
-      visual: visual embeddings [M, D].
-      audio_labels: class numbers [N] or multi-hot [N, C].
-      visual_labels: labels of the same kind, [M] or [M, C].
-      similarity: `"cosine"` or `"posterior"`.
-      ks: cut-offs of precision@k and recall@k, each at most N and M.
-      ties: see `cross_modal_report`.
-      block_size: queries scored at a time.
-    """
-    sides = [
-        _Clips(jnp.asarray(side), as_labels(labels), jnp.ones(len(jnp.asarray(side)), bool))
-        for side, labels in ((audio, audio_labels), (visual, visual_labels))
-    ]
-    smaller = min(len(side.labels) for side in sides)
-    one_direction = functools.partial(
-        _one_direction_in_xla,
-        similarity=SIMILARITIES[similarity],
-        ks=tuple(_measures.check_cut_off(k, (len(sides[0].labels), smaller)) for k in ks),
-        ties=_measures.check_ties(ties, jnp.shape(audio)),
-        block_size=block_size,
-    )
-    return _both_directions(one_direction, *sides)
-
-
 def _both_directions(
     one_direction: Callable[..., dict[str, Any]], audio: Any, visual: Any
 ) -> dict[str, dict[str, Any]]:

@@ -142,6 +142,8 @@ def correlation_graph(
 
     # Adding 0 would not do: compilers drop it, and top_k orders -0.0 below 0.0.
     candidates = jnp.where(similarity == 0, 0, jax.lax.stop_gradient(similarity))
+    # A broken neighbour must show. top_k ranks a NaN of negative sign, as a CPU makes it, lowest.
+    candidates = jnp.where(jnp.isnan(candidates), jnp.inf, candidates)
     if same_class:
         candidates = jnp.where(same_label(own_labels, labels), candidates, -jnp.inf)
     if references is None:
@@ -150,7 +152,7 @@ def correlation_graph(
 
     num_others = min(k - 1, num_samples)
     order, others = _highest(candidates, num_others)
-    found = order != -jnp.inf  # true for NaN: a broken neighbour must show
+    found = order != -jnp.inf
     padding = ((0, 0), (0, k - 1 - num_others))
     mask = jnp.pad(found, padding)
     others = jnp.where(mask, jnp.pad(others.astype(jnp.int32), padding), own_rows[:, None])

@@ -6,7 +6,8 @@ that it can be handed to the metrics as any other.
 
 These corrections are *transductive*: the scores of one query change with the other queries of the
 matrix. Numbers made with them must not be compared with those of a retrieval that sees one query
-at a time, and a report has to say so. Pass the scores of all queries at once, not of a part.
+at a time, and a report has to say so. Pass the scores of all queries at once, not of a part. A
+score of −∞ stays one, as of a pair that is not there.
 
     >>> import jax.numpy as jnp
     >>> scores = jnp.array([[0.9, 0.1], [0.7, 0.6]])  # item 0 is near to both queries
@@ -116,15 +117,20 @@ def dual_softmax(
 
 
 def _as_scores(scores: ArrayLike, where: ArrayLike | None) -> tuple[Array, Array]:
-    """Scores, 0 outside `where`, and the mask; both split by rows alike."""
+    """Scores, 0 outside the mask, and the mask of pairs that are there; both split by rows alike.
+
+    Of a score of −∞, a mean over others would be −∞ too, and ∞ − ∞ is NaN.
+    """
     scores = as_float(scores)
     if scores.ndim != 2:
         raise ValueError(f"scores must be a matrix [N, M]; got shape {scores.shape}")
     if where is None:
         (scores,) = split_alike(scores)
-        return scores, jnp.ones_like(scores, dtype=bool)
-    scores, where = split_alike(scores, as_mask(where, scores.shape, "where"))
-    return jnp.where(where, scores, 0), where
+        is_there = scores != -jnp.inf
+    else:
+        scores, where = split_alike(scores, as_mask(where, scores.shape, "where"))
+        is_there = where & (scores != -jnp.inf)
+    return jnp.where(is_there, scores, 0), is_there
 
 
 @functools.partial(jax.jit, static_argnames="k")

@@ -32,6 +32,7 @@ from aadml_jax._arrays import (
     LabelsLike,
     as_labels,
     as_same_float,
+    check_count,
     check_scalar,
     global_row_numbers,
 )
@@ -39,7 +40,7 @@ from aadml_jax._sharding import gathered, split_alike
 from aadml_jax.anchor_aware import ATTENTIONS, anchor_aware_proxies, check_neighbors
 from aadml_jax.label_losses import cross_entropy_label_loss
 from aadml_jax.losses import proxy_anchor_loss, triplet_loss
-from aadml_jax.row_blocks import in_row_blocks, mean_in_row_blocks
+from aadml_jax.row_blocks import in_row_blocks, mean_in_row_blocks, rows_of_block
 from aadml_jax.similarity import cosine_distance, cosine_similarity, same_label
 
 PROXY_ROLES = ("in_place", "beside", "both_sides")
@@ -159,9 +160,10 @@ def aadml_objective(
       stacked: whether what is done for one modality and then for the other is one operation on
         both, mapped by `jax.vmap`: half as many operations, which is what a GPU's time goes by at
         the usual batch; a CPU gains nothing. It changes no number beyond rounding.
-      block_size: anchors that meet the whole batch at a time, so that memory is O(block_size × B)
-        instead of O(S × B) for the S anchors of a device; in reverse mode a block is computed
-        again instead of being stored. It changes no number beyond rounding. Default all at once.
+      block_size: anchors that meet the whole batch at a time, at least 1, so that memory is
+        O(block_size × B) instead of O(S × B) for the S anchors of a device. For the gradient, the
+        proxies of a block are computed again instead of being stored. It changes no number beyond
+        rounding. Default all at once.
 
     Returns:
       The scalar, and its parts as scalars: `loss` (the scalar again), `label_loss` and
@@ -174,9 +176,12 @@ def aadml_objective(
 
     Raises:
       ValueError: for shapes that do not fit; for labels as `same_label` refuses them; for class
-        numbers outside 0 … C − 1, or a weight that is not finite and at least 0, unless traced.
+        numbers outside 0 … C − 1, or a weight that is not finite and at least 0, unless traced; for
+        a block_size below 1.
     """
     batch = _gathered(audio, visual, labels, axis_name)
+    if block_size is not None:
+        block_size = check_count(block_size, "block_size", batch.own["audio"].shape)
     of_each = _on_both if stacked else _one_by_one
     label_terms = of_each(lambda outputs: label_loss(outputs, batch.own_targets), batch.own)
     columns = jnp.arange(len(batch.labels), dtype=jnp.int32)
@@ -264,6 +269,8 @@ def class_proxy_objective(
     if proxies is not None and proxies.role == "both_sides":
         raise ValueError("role='both_sides' needs samples on both sides, but one are class proxies")
     batch = _gathered(audio, visual, labels, axis_name)
+    if block_size is not None:
+        block_size = check_count(block_size, "block_size", batch.own["audio"].shape)
     of_each = _on_both if stacked else _one_by_one
     label_terms = of_each(lambda outputs: label_loss(outputs, batch.own_targets), batch.own)
     num_classes = batch.targets.shape[1]
@@ -435,8 +442,13 @@ def _mean_of_blocks(
     loss: Callable[[Any], Array], anchors: tuple[Array, ...], block_size: int | None
 ) -> Array:
     """`loss(anchors)`, a mean over rows, from the means of blocks and of what is left over."""
+    if block_size is None:
+        return loss(anchors)
+    anchors = split_alike(*anchors)
     num_rows = len(anchors[0])
-    if block_size is None or block_size >= num_rows:
+    # A block that is filled up, as the last one of another size would be, has another mean.
+    block_size = rows_of_block(block_size, anchors[0])
+    if block_size >= num_rows:
         return loss(anchors)
     in_blocks = num_rows // block_size * block_size
     mean = mean_in_row_blocks(

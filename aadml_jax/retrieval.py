@@ -13,6 +13,7 @@ from aadml_jax._arrays import (
     Array,
     ArrayLike,
     LabelsLike,
+    as_given,
     as_grades,
     as_labels,
     as_mask,
@@ -209,7 +210,8 @@ def retrieval_report(
     )
     is_nan = np.isnan(values["average_precision"])
     if is_nan.any():
-        raise ValueError(nan_message(int(np.argmax(is_nan)), queries, gallery))
+        among = of_gallery if of_queries is None else of_queries
+        raise ValueError(nan_message(int(np.argmax(is_nan)), queries, gallery, among))
     report = _means(values)
     if per_query:
         names = [name for name in values if name not in ("tied_pairs", "has_pairs")]
@@ -246,13 +248,13 @@ def _as_threshold(threshold: float) -> float:
 def _as_relevance(relevance: ArrayLike, shape: tuple[int, int], threshold: float | None) -> Array:
     if threshold is not None:
         return as_grades(relevance, shape, "relevance")
-    dtype = getattr(relevance, "dtype", np.asarray(relevance).dtype)
-    if jnp.issubdtype(dtype, jnp.floating):
+    given = as_given(relevance, "relevance")
+    if jnp.issubdtype(given.dtype, jnp.floating):
         raise ValueError(
-            f"relevance must be bool; got {dtype} of shape {jnp.shape(relevance)}; for grades pass "
+            f"relevance must be bool; got {given.dtype} of shape {given.shape}; for grades pass "
             "the threshold from which on they are relevant"
         )
-    return as_mask(relevance, shape, "relevance")
+    return as_mask(given, shape, "relevance")
 
 
 def _checked_labels(

@@ -23,6 +23,12 @@ def rows_at_once(num_columns: int) -> int:
     return max(1, _ENTRIES_AT_ONCE // max(1, num_columns))
 
 
+def rows_of_block(block_size: int, anchors: Array) -> int:
+    """The size of a block of anchors [N, ...] that all devices of an explicit mesh share alike."""
+    parts = num_parts(anchors)
+    return max(1, block_size // parts) * parts
+
+
 def in_row_blocks(fn: Callable[[Any, Array], Any], anchors: Any, *, block_size: int) -> Any:
     """Computes `fn` block by block along the anchors, with the exact value and gradient.
 
@@ -202,8 +208,7 @@ def _cut(anchors: Any, block_size: int) -> tuple[Any, Array, Callable[[Array], A
     num_rows = shapes[0][0]
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, anchors))
     leaves = split_alike(*leaves)
-    parts = num_parts(leaves[0])
-    block_size = max(1, min(block_size, num_rows) // parts) * parts
+    block_size = rows_of_block(min(block_size, num_rows), leaves[0])
     num_blocks = -(-num_rows // block_size)
 
     filling = num_blocks * block_size - num_rows

@@ -88,9 +88,9 @@ def top_k(
       block_size: queries scored at a time.
 
     Returns:
-      `TopK`, scores [N, k] in the type of the similarity's and indices int32 [N, k]. Where fewer
-      than k items belong to a query's gallery, the rest has index −1 and score −∞. An item that
-      scores −∞ is found like any other, after those that score higher.
+      `TopK`, scores [N, k] in the type of the similarity's raised to at least float32, and indices
+      int32 [N, k]. Where fewer than k items belong to a query's gallery, the rest has index −1 and
+      score −∞. An item that scores −∞ is found like any other, after those that score higher.
 
     Raises:
       ValueError: for k outside 1 … M, an unknown similarity, shapes that do not fit or a
@@ -113,7 +113,7 @@ def top_k(
         found = _search(queries, gallery, where, search)
     else:
         found = _search_on_mesh(*split.placed(queries, gallery, where), search, split)
-    _refuse_nan(found, queries, gallery)
+    _refuse_nan(found, queries, gallery, where)
     return found
 
 
@@ -327,8 +327,9 @@ def _search_on_mesh(
     )(queries, gallery, where)
 
 
-def _refuse_nan(found: TopK, queries: Array, gallery: Array) -> None:
+def _refuse_nan(found: TopK, queries: Array, gallery: Array, where: Array | None) -> None:
     scores = known_values(found.scores)
     if scores is None or not scores.size or not np.isnan(scores[:, 0]).any():
         return
-    raise ValueError(nan_message(int(np.argmax(np.isnan(scores[:, 0]))), queries, gallery))
+    query = int(np.argmax(np.isnan(scores[:, 0])))
+    raise ValueError(nan_message(query, queries, gallery, where))

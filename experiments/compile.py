@@ -91,11 +91,12 @@ def run(options: Options, explicit: Set[str] = frozenset()) -> dict[str, Any]:
     )
     compiled = compile_run(config, shapes, topology)
     numbers = _as_json(config, shapes, topology, compiled)
-    print("\n".join(_in_words(numbers)))
+    refusal = numbers["refusal"]
+    if refusal is None:  # else of one program at least there are no numbers
+        print("\n".join(_in_words(numbers)))
     if target.json is not None:
         command_line.write_output(target.json, json.dumps(numbers, indent=2) + "\n", flag="json")
     if not compiled.fits:
-        refusal = compiled.training.refusal or compiled.evaluation.refusal
         raise RunStopped(
             f"does not fit: the compiler says {refusal}"
             if refusal
@@ -109,7 +110,11 @@ def run(options: Options, explicit: Set[str] = frozenset()) -> dict[str, Any]:
 def _as_json(
     config: TrainConfig, shapes: RowShapes, topology: Topology, compiled: CompiledRun
 ) -> dict[str, Any]:
-    """The numbers of the step, with those of the evaluation and of the run beside them."""
+    """The numbers of the step, with those of the evaluation and of the run beside them.
+
+    Of a program that the compiler refused all are 0, and what counts both is None.
+    """
+    refusal = compiled.training.refusal or compiled.evaluation.refusal
     return {
         "version": __version__,
         "topology": topology.name,
@@ -124,15 +129,16 @@ def _as_json(
         "state_bytes": compiled.state_bytes,
         "train_bytes": compiled.train_bytes,
         "test_bytes": compiled.test_bytes,
-        "needed_bytes": compiled.needed_bytes,
+        "needed_bytes": compiled.needed_bytes if refusal is None else None,
         "memory_bytes": compiled.memory_bytes,
+        "refusal": refusal,
         "fits": compiled.fits,
         **_program(compiled.training, topology),
         "evaluation": _program(compiled.evaluation, topology),
         "epochs": config.launch.epochs,
         "steps_per_epoch": compiled.steps_per_epoch,
         "num_evaluations": compiled.num_evaluations,
-        "estimated_run_seconds": compiled.run_seconds,
+        "estimated_run_seconds": compiled.run_seconds if refusal is None else None,
     }
 
 

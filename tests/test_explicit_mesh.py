@@ -361,3 +361,16 @@ def test_arguments_that_are_split_otherwise_go_with_the_first_that_is_split_by_r
     with jax.set_mesh(mesh()):
         actual = oracles.compiled(function)(*split)
     assert_close(actual, oracles.compiled(function)(*arrays))
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 10])
+def test_blocks_of_a_split_batch_need_not_divide_it(block_size):
+    """Of 20 rows on 4 devices in blocks of 10, blocks have 8 rows, and 4 are left over."""
+    rng = np.random.default_rng(1)
+    audio, visual = rng.normal(size=(2, 20, D)).astype(np.float32)
+    arrays = audio, visual, np.arange(20, dtype=np.int32) % 3
+    expected = oracles.compiled(aa.aadml_objective)(*arrays)
+    objective = functools.partial(aa.aadml_objective, block_size=block_size)
+    with jax.set_mesh(mesh()):
+        actual = oracles.compiled(objective)(*placed(arrays, "all"))
+    assert_close(actual, expected)

@@ -216,6 +216,15 @@ def test_references_of_another_shape_raise():
         )
 
 
+@pytest.mark.parametrize("wrong", [np.nan, -np.nan, np.inf])
+def test_a_neighbour_that_is_not_finite_shows_in_every_list(wrong):
+    embeddings = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    embeddings[2, 0] = wrong  # ∞ / ∞ is a NaN of negative sign on a CPU
+    graph = aa.correlation_graph(embeddings, np.zeros(6, int), num_neighbors=3)
+    assert np.isnan(graph.weights[:, 1]).all()
+    np.testing.assert_array_equal(graph.indices[:, 1], [2, 2, 0, 2, 2, 2])
+
+
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_rounds_of_maxima_find_what_top_k_does(count):
     rng = np.random.default_rng(count)

@@ -115,6 +115,20 @@ def test_where_clears_what_it_excludes(name):
         assert np.isfinite(jax.grad(lambda t: total(garbage, temperature=t))(0.5))
 
 
+@EVERY_FUNCTION
+def test_a_score_of_minus_infinity_is_a_pair_that_is_not_there(name):
+    scores, where = case(4)
+    filled = np.where(where, scores, -np.inf).astype(np.float32)
+    actual = np.asarray(getattr(aa, name)(filled))
+    np.testing.assert_allclose(actual, loop(name, scores, where), rtol=1e-5, atol=1e-5)
+
+
+@EVERY_FUNCTION
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
+def test_without_queries_or_items_there_are_no_scores(name, shape):
+    assert getattr(aa, name)(np.zeros(shape, np.float32)).shape == shape
+
+
 @pytest.mark.parametrize("name", ["inverted_softmax", "dual_softmax"])
 def test_extreme_scores_stay_finite_and_temperatures_may_be_traced(name):
     scores = np.array([[1e4, -1e4], [0.0, 1.0]], np.float32)

@@ -282,6 +282,12 @@ def test_weights_that_cannot_be_are_refused(objective, weights, line):
         jax.eval_shape(functools.partial(objective, **weights), AUDIO, VISUAL, LABELS)
 
 
+@pytest.mark.parametrize("objective", [aadml_objective, class_proxy_objective])
+def test_a_block_of_no_rows_is_refused(objective):
+    with pytest.raises(ValueError, match="block_size must be an integer of at least 1; got 0"):
+        objective(AUDIO, VISUAL, LABELS, proxies=None, block_size=0)
+
+
 def test_the_alpha_of_proxy_anchor_must_be_above_zero():
     objective = functools.partial(
         class_proxy_objective, metric_loss=metric_loss("proxy_anchor", alpha=0)

@@ -300,6 +300,37 @@ def test_a_row_with_nan_is_named(way, wrong):
         aa.retrieval_report(**arrays, relevance=np.ones((7, 19), bool))
 
 
+@pytest.mark.parametrize("of_each_query", [False, True])
+@EVERY_WAY
+def test_of_rows_with_nan_one_that_is_in_the_gallery_is_named(way, of_each_query):
+    queries, gallery, _ = sets(14)
+    gallery[[2, 8]] = np.nan
+    where = np.arange(19) != 2
+    where = np.tile(where, (7, 1)) if of_each_query else where
+    with pytest.raises(ValueError, match=r"row 8 of gallery of shape \(19, 4\) holds NaN"):
+        aa.retrieval_report(queries, gallery, relevance=np.ones((7, 19), bool), where=where)
+
+
+class ForeignArray:
+    """What other libraries' arrays are: NumPy reads it, but its dtype is none of NumPy's."""
+
+    dtype = "theirs.bool"
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+def test_relevance_may_be_an_array_of_another_library():
+    queries, gallery, _ = sets(15)
+    relevance = np.random.default_rng(0).random((7, 19)) < 0.4
+    ours = aa.retrieval_report(queries, gallery, relevance=relevance)
+    theirs = aa.retrieval_report(queries, gallery, relevance=ForeignArray(relevance))
+    assert theirs == ours
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -148,6 +148,13 @@ def test_a_nan_is_refused_with_its_row_and_shows_within_jit():
         aa.top_k(wrong, gallery, 2)
     with pytest.raises(ValueError, match=r"row 1 of gallery of shape \(3, 2\) holds NaN"):
         aa.top_k(gallery, wrong, 2)
+    with pytest.raises(ValueError, match=r"row 1 of queries of shape \(3, 2\) holds NaN"):
+        aa.top_k(jnp.asarray(wrong, jnp.bfloat16), gallery, 2)
+    both = np.where(np.arange(4)[:, None] % 2, np.nan, gallery)
+    where = np.array([True, False, True, True])
+    for among in (where, np.tile(where, (3, 1))):
+        with pytest.raises(ValueError, match=r"row 3 of gallery of shape \(4, 2\) holds NaN"):
+            aa.top_k(queries, both, 2, where=among)
     with pytest.raises(ValueError, match=r"row 2 of queries.*NaN.*infinite"):
         aa.top_k(np.array([[1, 0], [0, 1], [np.inf, 0]]), gallery, 2)
     found = oracles.compiled(aa.top_k, k=2)(wrong, gallery)

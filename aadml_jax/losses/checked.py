@@ -33,7 +33,7 @@ def checked(loss: Callable[..., Array]) -> Callable[..., Array]:
       loss: of this library, with `functools.partial` or without, or a function of your own.
 
     Returns:
-      A function of the same arguments.
+      A function of the same arguments, the matrix to be given by its place.
 
     Raises:
       ValueError: if the first parameter is neither `distances` nor `similarities`; when called, as

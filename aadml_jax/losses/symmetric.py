@@ -20,8 +20,8 @@ def symmetric(loss: Callable[..., Array]) -> Callable[..., Array]:
         same arguments.
 
     Returns:
-      A function of the same arguments. With `reduce_fn=None` it needs a square matrix and gives
-      [N], the mean of row i's value and column i's.
+      A function of the same arguments, the matrix to be given by its place. With `reduce_fn=None`
+      it needs a square matrix and gives [N], the mean of row i's value and column i's.
 
     Raises:
       ValueError: when called with `reduce_fn=None` and a matrix that is not square, or as `loss`

@@ -11,13 +11,10 @@ from jax.sharding import PartitionSpec as P
 from scipy import sparse
 
 from aadml_jax._arrays import Array
-from aadml_jax.cross_modal import (
-    cross_modal_report,
-    sharded_cross_modal_report,
-    two_set_report,
-)
-from aadml_jax.data import ClipArrays, PairedFeatures
+from aadml_jax.cross_modal import cross_modal_report, sharded_cross_modal_report
+from aadml_jax.data import ClipArrays, ModalityRows, PairedFeatures
 from aadml_jax.models import TwoTowers
+from aadml_jax.retrieval import retrieval_report
 from aadml_jax.row_blocks import rows_at_once
 from aadml_jax.training.parallel import AXIS, Placement
 
@@ -365,14 +362,34 @@ def embeddings_result(clips: ClipArrays, *, similarity: str) -> dict[str, Any]:
             audio.values, visual.values, audio.labels, similarity=similarity, ks=ks
         )
         return _result(_as_floats(report), chance_map(audio.labels), None)
-    report = two_set_report(
-        audio.values, visual.values, audio.labels, visual.labels, similarity=similarity, ks=ks
-    )
+    report = _two_set_report(audio, visual, similarity=similarity, ks=ks)
     to_visual = chance_map(audio.labels, visual.labels)
     to_audio = chance_map(visual.labels, audio.labels)
     chance = (to_visual, to_audio, (to_visual + to_audio) / 2)
-    result = _result(_as_floats(report), chance[2], None)
+    result = _result(report, chance[2], None)
     return {**result, "chance_map": dict(zip(DIRECTIONS, chance, strict=True))}
+
+
+def _two_set_report(
+    audio: ModalityRows, visual: ModalityRows, *, similarity: str, ks: tuple[int, ...]
+) -> dict[str, Any]:
+    """What `cross_modal_report` returns, of audio and visual that are not of the same clips."""
+
+    def one_direction(queries: ModalityRows, gallery: ModalityRows) -> dict[str, Any]:
+        report = retrieval_report(
+            queries.values,
+            gallery.values,
+            query_labels=queries.labels,
+            gallery_labels=gallery.labels,
+            similarity=similarity,
+            ks=ks,
+        )
+        names = ("map", "prefix_map", "tied_pairs", "precision_at_k")
+        return {**{name: report[name] for name in names}, "recall_at_k": report["hit_rate_at_k"]}
+
+    sides = one_direction(audio, visual), one_direction(visual, audio)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *sides)
+    return dict(zip(DIRECTIONS, (*sides, mean), strict=True))
 
 
 def _result(

@@ -1,5 +1,6 @@
 """Towers of a run as artifacts of `jax.export`, which programs without this library run."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -45,8 +46,11 @@ def export_tower(run: LoadedRun, modality: str) -> export.Exported:
 
     Returns:
       A function of features, float32 [N, D] with N ≥ 1, that gives embeddings, float32 [N, C], on
-      CPUs, CUDA GPUs and TPUs.
+      CPUs, CUDA GPUs and TPUs. Towers of precision `float32_high` multiply as those of `float32`.
     """
+    if run.model.precision == jax.lax.Precision.HIGH:
+        # JAX does not lower products of TF32 for CPUs, not even where they would not run.
+        run = dataclasses.replace(run, model=run.model.clone(precision=jax.lax.Precision.HIGHEST))
     width = run.audio_dim if modality == "audio" else run.visual_dim
     rows = export.symbolic_shape(f"rows, {width}")
     embed = jax.jit(lambda features: run.outputs(modality, features))

@@ -79,6 +79,26 @@ def test_what_does_not_fit_ends_with_status_1_and_its_numbers(on_cpus, tmp_path)
     assert json.loads(path.read_text())["fits"] is False
 
 
+def test_of_what_the_compiler_refuses_only_its_words_are_said(
+    on_cpus, tmp_path, capsys, monkeypatch
+):
+    def refuse(self):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 20.1G of 15.7G hbm")
+
+    on_cpus()
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    path = tmp_path / "numbers.json"
+    with pytest.raises(RunStopped, match=r"does not fit: the compiler says .* 20\.1G of 15\.7G"):
+        run("cpu", json=str(path))
+    printed = capsys.readouterr().out
+    assert "nothing is run" in printed
+    assert "the run needs" not in printed and " at least" not in printed
+    written = json.loads(path.read_text())
+    assert written["refusal"] == "RESOURCE_EXHAUSTED: 20.1G of 15.7G hbm"
+    assert not written["fits"]
+    assert written["needed_bytes"] is written["estimated_run_seconds"] is None
+
+
 @pytest.mark.parametrize(
     ("topology", "given", "said"),
     [

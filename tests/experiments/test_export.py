@@ -1,5 +1,6 @@
 """`experiments.export`: artifacts that a program without this library loads and runs."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -15,6 +16,7 @@ from running import run, train, write_feature_file
 import aadml_jax as aa
 from aadml_jax.data import open_feature_file
 from aadml_jax.errors import UserError
+from aadml_jax.models import PRECISIONS
 from aadml_jax.training import exported_towers
 from aadml_jax.training.ahead_of_time import compile_function
 from experiments import export as binary
@@ -112,6 +114,20 @@ def test_a_tower_is_lowered_for_all_platforms_and_any_number_of_rows(folder):
     assert str(tower.in_avals[0]) == "float32[rows,8]"
     assert str(tower.out_avals[0]) == "float32[rows,3]"
     assert tower.disabled_safety_checks == ()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_towers_of_every_precision_are_exported(folder, features, precision):
+    trained = aa.load_run(folder)
+    model = trained.model.clone(**PRECISIONS[precision])
+    trained = dataclasses.replace(trained, model=model)
+    tower = exported_towers.export_tower(trained, "audio")
+    rows = features[1].audio
+    # In bfloat16, whose last bit is 2⁻⁸, a product may be rounded otherwise.
+    tolerance = 2e-2 if precision == "bfloat16" else 1e-5
+    np.testing.assert_allclose(
+        tower.call(rows), trained.embed_audio(rows), rtol=tolerance, atol=tolerance
+    )
 
 
 @pytest.mark.aot

@@ -9,6 +9,7 @@ from small_world import DATA, SMALL
 from aadml_jax.training.paired_state import BOTH, pair_state, part_state
 from aadml_jax.training.parallel import Placement
 from aadml_jax.training.setup import resolve
+from aadml_jax.training.stacked_runs import StackedRuns
 from aadml_jax.training.state import build_model, build_optimizer, init_state, run_keys
 from aadml_jax.training.step import make_run_steps, make_train_step
 
@@ -80,6 +81,27 @@ def test_paired_steps_end_where_the_others_do(settings, mode, num_devices):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), paired, expected
     )
     assert paired.step == 3 and expected.epoch_sums["loss"] > 0
+
+
+def test_stacked_runs_end_in_the_form_of_gpus_where_they_do_in_that_of_cpus(monkeypatch):
+    recipes = [
+        config_of(loss="proxy_anchor", class_proxies="learned", dropout=0.3, seed=seed, **varying)
+        for seed, varying in enumerate(
+            [{"weight_decay": 0.1}, {"weight_decay": 0.0}, {"learning_rate": 0.02}]
+        )
+    ]
+
+    def after_an_epoch(is_on_gpus):
+        monkeypatch.setattr(Placement, "is_on_gpus", is_on_gpus)
+        runs = StackedRuns(recipes, DATA, tuple(jax.devices()[:1]))
+        return runs.on_host(runs.run_steps(runs.placed(runs.first_state()), 3))
+
+    with jax.numpy_dtype_promotion("standard"):
+        paired, expected = after_an_epoch(True), after_an_epoch(False)
+    assert jax.tree.structure(paired) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), paired, expected
+    )
 
 
 def test_weights_decay_and_biases_do_not():
