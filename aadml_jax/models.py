@@ -30,7 +30,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 
 The matrix units of accelerators multiply numbers of few bits. A product of float32 is made of six
 such products on a TPU, or computed beside those units on a GPU; `float32_high` makes it of three,
-of bfloat16 on a TPU and of TF32 on a GPU. With x = h + r, h the rounded x, and y = g + s alike,
+of bfloat16 on a TPU and of TF32 on a GPU of NVIDIA. With x = h + r, h the rounded x, and y = g + s alike,
 
     x y ≈ h g + h s + r g
 
@@ -58,7 +58,7 @@ def _multiply(
     inputs: Array, kernel: Array, dimension_numbers: Any, precision: Any, **options: Any
 ) -> Array:
     """`jax.lax.dot_general`, for `Precision.HIGH` by three products everywhere but on CPUs."""
-    if precision != jax.lax.Precision.HIGH:
+    if precision != jax.lax.Precision.HIGH or inputs.dtype != jnp.float32:
         return jax.lax.dot_general(inputs, kernel, dimension_numbers, precision, **options)
     # A GPU takes HIGH, as it takes no precision at all, for a single product of TF32.
     by_platform = {
@@ -187,6 +187,14 @@ def _check_sizes(num_classes: int, hidden_sizes: Sequence[int], dropout_rate: fl
     _check_rate(dropout_rate, "dropout_rate")
 
 
+def _check_precision(precision: Any) -> None:
+    if precision is not None and not isinstance(precision, jax.lax.Precision):
+        raise ValueError(
+            f"precision must be a jax.lax.Precision or None; got {precision!r}, of which a GPU would "
+            "make another product"
+        )
+
+
 class LabelSpaceTower(nn.Module):
     """A multilayer perceptron from one modality's features to label space.
 
@@ -199,7 +207,7 @@ class LabelSpaceTower(nn.Module):
         or GPU would round the factors.
 
     Raises:
-      ValueError: for sizes below 1, or a dropout rate outside [0, 1).
+      ValueError: for sizes below 1, a dropout rate outside [0, 1), or a precision of another type.
     """
 
     num_classes: int
@@ -211,6 +219,7 @@ class LabelSpaceTower(nn.Module):
     def __post_init__(self) -> None:
         """Checks sizes and rate."""
         _check_sizes(self.num_classes, self.hidden_sizes, self.dropout_rate)
+        _check_precision(self.precision)
         super().__post_init__()
 
     @nn.compact
@@ -263,7 +272,7 @@ class TwoTowers(nn.Module):
       precision: of the same, see `PRECISIONS`.
 
     Raises:
-      ValueError: for sizes below 1, or a dropout rate outside [0, 1).
+      ValueError: for sizes below 1, a dropout rate outside [0, 1), or a precision of another type.
     """
 
     num_classes: int
@@ -275,6 +284,7 @@ class TwoTowers(nn.Module):
     def __post_init__(self) -> None:
         """Checks sizes and rate."""
         _check_sizes(self.num_classes, self.hidden_sizes, self.dropout_rate)
+        _check_precision(self.precision)
         super().__post_init__()
 
     def setup(self) -> None:

@@ -89,6 +89,11 @@ def test_precision_is_that_of_every_product_of_the_towers(paired):
     assert text.count("precision=TF32_TF32_F32_X3") == products / 2
 
 
+def test_a_precision_by_name_is_refused():
+    with pytest.raises(ValueError, match="jax.lax.Precision or None; got 'high'"):
+        TwoTowers(num_classes=3, precision="high")
+
+
 def test_three_products_of_bfloat16_differ_from_one_of_float32_by_the_stated_error():
     def high_and_rest(x):
         high = np.asarray(jnp.asarray(x).astype(jnp.bfloat16).astype(jnp.float32))
