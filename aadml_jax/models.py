@@ -30,7 +30,8 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 
 The matrix units of accelerators multiply numbers of few bits. A product of float32 is made of six
 such products on a TPU, or computed beside those units on a GPU; `float32_high` makes it of three,
-of bfloat16 on a TPU and of TF32 on a GPU of NVIDIA. With x = h + r, h the rounded x, and y = g + s alike,
+of bfloat16 on a TPU and of TF32 on a GPU of NVIDIA. With x = h + r, h the rounded x, and y = g + s
+alike,
 
     x y ≈ h g + h s + r g
 
@@ -190,8 +191,8 @@ def _check_sizes(num_classes: int, hidden_sizes: Sequence[int], dropout_rate: fl
 def _check_precision(precision: Any) -> None:
     if precision is not None and not isinstance(precision, jax.lax.Precision):
         raise ValueError(
-            f"precision must be a jax.lax.Precision or None; got {precision!r}, of which a GPU would "
-            "make another product"
+            f"precision must be a jax.lax.Precision or None; got {precision!r}, of which a GPU "
+            "would make another product"
         )
 
 

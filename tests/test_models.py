@@ -90,7 +90,7 @@ def test_precision_is_that_of_every_product_of_the_towers(paired):
 
 
 def test_a_precision_by_name_is_refused():
-    with pytest.raises(ValueError, match="jax.lax.Precision or None; got 'high'"):
+    with pytest.raises(ValueError, match=r"jax\.lax\.Precision or None; got 'high'"):
         TwoTowers(num_classes=3, precision="high")
 
 
