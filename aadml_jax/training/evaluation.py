@@ -137,7 +137,7 @@ def make_evaluate(
         one.
       similarity: by which retrieval ranks, `"cosine"` or `"posterior"`.
     """
-    options = _ReportOptions.of(num_rows, similarity)
+    options = _ReportOptions.of(similarity, num_rows)
     if placement is not None and len(placement.devices) > 1:
         placement = placement.under_jit()
         shards = placement.shard((*rows, np.ones(len(rows[2]), bool)), num_rows)
@@ -174,7 +174,7 @@ def lower_evaluate(
       similarity: by which retrieval ranks.
     """
     num_rows = rows[2].shape[0]
-    options = _ReportOptions.of(num_rows, similarity)
+    options = _ReportOptions.of(similarity, num_rows)
     first, *others = placement.devices
     if others:
         placement = placement.under_jit()
@@ -201,14 +201,15 @@ class _ReportOptions(NamedTuple):
     block_size: int
 
     @classmethod
-    def of(cls, num_rows: int, similarity: str) -> "_ReportOptions":
-        """Those of so many clips."""
-        block_size = min(_RANKED_AT_ONCE, rows_at_once(num_rows))
-        return cls(similarity, _cut_offs(num_rows), block_size)
+    def of(cls, similarity: str, *num_rows: int) -> "_ReportOptions":
+        """Those of so many clips, or of so many on either side."""
+        ks = tuple(k for k in _CUT_OFFS if k <= min(num_rows))
+        return cls(similarity, ks, queries_at_once(max(num_rows)))
 
 
-def _cut_offs(num_rows: int) -> tuple[int, ...]:
-    return tuple(k for k in _CUT_OFFS if k <= num_rows)
+def queries_at_once(num_items: int) -> int:
+    """Queries of a gallery of so many items that a report ranks at a time on one device."""
+    return min(_RANKED_AT_ONCE, rows_at_once(num_items))
 
 
 @functools.cache
@@ -250,7 +251,12 @@ def bayes_reference(
         audio, visual = (
             np.log(x).astype(np.float32) for x in (audio_posteriors, visual_posteriors)
         )
-    return _as_floats(cross_modal_report(audio, visual, labels, similarity="posterior", ks=()))
+    block_size = queries_at_once(len(audio))
+    return _as_floats(
+        cross_modal_report(
+            audio, visual, labels, similarity="posterior", ks=(), block_size=block_size
+        )
+    )
 
 
 def tie_warning(result: Mapping[str, Any]) -> str | None:
@@ -356,13 +362,11 @@ def embeddings_result(clips: ClipArrays, *, similarity: str) -> dict[str, Any]:
     audio, visual = clips.audio, clips.visual
     if audio is None or visual is None or audio.labels is None or visual.labels is None:
         raise ValueError(f"both modalities and their labels are needed; got {clips.name}")
-    ks = _cut_offs(min(len(audio), len(visual)))
+    options = _ReportOptions.of(similarity, len(audio), len(visual))
     if clips.is_paired:
-        report = cross_modal_report(
-            audio.values, visual.values, audio.labels, similarity=similarity, ks=ks
-        )
+        report = cross_modal_report(audio.values, visual.values, audio.labels, **options._asdict())
         return _result(_as_floats(report), chance_map(audio.labels), None)
-    report = _two_set_report(audio, visual, similarity=similarity, ks=ks)
+    report = _two_set_report(audio, visual, options)
     to_visual = chance_map(audio.labels, visual.labels)
     to_audio = chance_map(visual.labels, audio.labels)
     chance = (to_visual, to_audio, (to_visual + to_audio) / 2)
@@ -371,7 +375,7 @@ def embeddings_result(clips: ClipArrays, *, similarity: str) -> dict[str, Any]:
 
 
 def _two_set_report(
-    audio: ModalityRows, visual: ModalityRows, *, similarity: str, ks: tuple[int, ...]
+    audio: ModalityRows, visual: ModalityRows, options: _ReportOptions
 ) -> dict[str, Any]:
     """What `cross_modal_report` returns, of audio and visual that are not of the same clips."""
 
@@ -381,8 +385,7 @@ def _two_set_report(
             gallery.values,
             query_labels=queries.labels,
             gallery_labels=gallery.labels,
-            similarity=similarity,
-            ks=ks,
+            **options._asdict(),
         )
         names = ("map", "prefix_map", "tied_pairs", "precision_at_k")
         return {**{name: report[name] for name in names}, "recall_at_k": report["hit_rate_at_k"]}

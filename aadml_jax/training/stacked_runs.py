@@ -24,7 +24,7 @@ from aadml_jax.objective import Objective
 from aadml_jax.row_blocks import rows_at_once
 from aadml_jax.training.config import RecipeConfig
 from aadml_jax.training.epochs import is_due, mean_losses
-from aadml_jax.training.evaluation import outputs_in_blocks
+from aadml_jax.training.evaluation import outputs_in_blocks, queries_at_once
 from aadml_jax.training.local_data import LocalData
 from aadml_jax.training.parallel import Device, Placement
 from aadml_jax.training.settings import resolved
@@ -314,6 +314,7 @@ class StackedRuns:
                         probe.rows.labels,
                         similarity=probe.similarity,
                         ks=probe.ks,
+                        block_size=queries_at_once(len(of_audio)),
                     )
                 )
                 for of_audio, of_visual in list(zip(*outputs, strict=True))[: self.num_runs]
