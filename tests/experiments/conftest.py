@@ -13,3 +13,9 @@ def no_process_outlives_its_test():
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory):
+    """A feature file of both modalities, which no test changes."""
+    return running.write_feature_file(tmp_path_factory.mktemp("data") / "features.h5")

@@ -14,11 +14,6 @@ SMALL = {"epochs": 6, "eval_every": 2, "hidden_sizes": (16, 16), "learning_rate"
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory):
-    return write_feature_file(tmp_path_factory.mktemp("data") / "features.h5")
-
-
-@pytest.fixture(scope="module")
 def small_run(tmp_path_factory, features):
     """A finished run, its settings, and what its command printed."""
     folder = tmp_path_factory.mktemp("run")

@@ -13,11 +13,6 @@ SMALL = {"epochs": 2, "eval_every": 2, "hidden_sizes": (16,), "loss": "contrasti
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory):
-    return write_feature_file(tmp_path_factory.mktemp("data") / "features.h5")
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory, features):
     path = tmp_path_factory.mktemp("run")
     train(dataset="features", features_file=str(features), workdir=str(path), fold=1, **SMALL)

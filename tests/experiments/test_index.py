@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 import pytest
-from running import evaluate, train, write_feature_file
+from running import evaluate, train
 
 import aadml_jax as aa
 from aadml_jax._files import held_lock
@@ -14,11 +14,6 @@ from experiments import embed as embed_binary
 from experiments import index as binary
 
 SMALL = {"epochs": 2, "eval_every": 2, "hidden_sizes": (16,), "loss": "contrastive"}
-
-
-@pytest.fixture(scope="module")
-def features(tmp_path_factory):
-    return write_feature_file(tmp_path_factory.mktemp("data") / "features.h5")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import urllib.parse
 
 import numpy as np
 import pytest
-from running import run, train, write_feature_file
+from running import run, train
 
 import aadml_jax as aa
 from aadml_jax.data import open_feature_file
@@ -42,11 +42,6 @@ def search(index, query, **options):
 
 def ranked(query):
     return [found["id"] for found in query["results"]]
-
-
-@pytest.fixture(scope="module")
-def features(tmp_path_factory):
-    return write_feature_file(tmp_path_factory.mktemp("data") / "features.h5")
 
 
 @pytest.fixture(scope="module")
