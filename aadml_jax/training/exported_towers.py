@@ -33,7 +33,7 @@ def require_flatbuffers() -> None:
     """
     require_extra(
         "flatbuffers",
-        "jax.export needs the package flatbuffers; install aadml_jax[export]",
+        "jax.export needs the package flatbuffers; run pip install -e '.[export]'",
     )
 
 

@@ -172,7 +172,7 @@ def test_a_users_mistake_is_one_line_and_changes_nothing(
 
 def test_without_flatbuffers_a_line_says_what_to_install(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs the package flatbuffers; install aadml_jax\[exp"):
+    with pytest.raises(UserError, match=r"needs the package flatbuffers; run pip .*'\.\[export\]'"):
         exported(folder, tmp_path / "exported")
     assert not list(tmp_path.iterdir())
 
